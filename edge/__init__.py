@@ -1,0 +1,1 @@
+"""What touches the world: settings, MRD, spool, worker, ledger, ZeroMQ, DICOM and the command line."""

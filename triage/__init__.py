@@ -1,0 +1,1 @@
+"""Volumes to findings: three states, never silence. As pure as `recon`; imports only `recon`."""

@@ -172,8 +172,13 @@ class Geometry:
             raise AcquisitionError(
                 f"image directions {self.row_dir} and {self.col_dir} are not two unit vectors at right angles"
             )
-        if min(*self.spacing_mm, self.thickness_mm) <= 0 or not np.isfinite([*self.spacing_mm, self.thickness_mm]).all():
-            raise AcquisitionError(f"voxel size {self.spacing_mm} mm, {self.thickness_mm} mm thick: all must be above 0")
+        if (
+            min(*self.spacing_mm, self.thickness_mm) <= 0
+            or not np.isfinite([*self.spacing_mm, self.thickness_mm]).all()
+        ):
+            raise AcquisitionError(
+                f"voxel size {self.spacing_mm} mm, {self.thickness_mm} mm thick: all must be above 0"
+            )
         if not np.isfinite(origin).all():
             raise AcquisitionError("a slice position is not a finite number")
         object.__setattr__(self, "origin_mm", closed(origin))

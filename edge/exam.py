@@ -1,6 +1,6 @@
 """Who and what was scanned, as the raw header says: for DICOM only, never for logs, events or errors.
 
-The fields keep their DICOM meaning; an empty string means that the header did not say. Their values do not appear in `repr`.
+The fields keep their DICOM meaning; an empty string means that the header did not say. Their values stay out of `repr`.
 """
 
 from __future__ import annotations

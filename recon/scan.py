@@ -1,6 +1,6 @@
 """The values a scan passes through the house as: each frozen, checked when made, never changed.
 
-Directions and positions are millimetres in the patient system LPS (x to the patient's left, y to posterior, z to superior).
+Directions and positions are in the patient system LPS, mm (x to the patient's left, y to posterior, z to superior).
 The centre of k-space and of every image axis is index n // 2; transforms are orthonormal.
 """
 
@@ -240,8 +240,8 @@ class KSpace:
     samples: complex64 (slice, coil, ky, x), noise variance 1 a coil sample before averaging; 0 where not measured.
         For a scan whose second phase encoding is undersampled the first axis is kz (`slice_encoded`).
     averages: uint16 (slice, ky), how many readouts were averaged into each line; 0 where not measured.
-    calibration: complex64 (slice, coil, ky, x) as `samples` but from a separate or embedded reference, or None: then the
-        fully measured centre of `samples` serves.
+    calibration: complex64 (slice, coil, ky, x) as `samples` but from separate or embedded reference lines, or None: then
+        the fully measured centre of `samples` serves.
     calibration_lines: bool (slice, ky): which lines of `calibration` (of `samples`, where that is None) calibrate.
     noise_scale: native units of the receiver per unit of noise standard deviation.
     noise_is_measured: False where the level was estimated from the outermost samples.

@@ -240,9 +240,9 @@ class KSpace:
     samples: complex64 (slice, coil, ky, x), noise variance 1 a coil sample before averaging; 0 where not measured.
         For a scan whose second phase encoding is undersampled the first axis is kz (`slice_encoded`).
     averages: uint16 (slice, ky), how many readouts were averaged into each line; 0 where not measured.
-    calibration: complex64 (slice, coil, ky, x) as `samples` but from separate or embedded reference lines, or None: then
-        the fully measured centre of `samples` serves.
-    calibration_lines: bool (slice, ky): which lines of `calibration` (of `samples`, where that is None) calibrate.
+    calibration: complex64 (slice, coil, ky, x), the contiguous block of lines around the centre of k-space that were all
+        measured (its own centre at n // 2), in the units of `samples`; z already resolved for a 3-D scan. None where there
+        are too few such lines to calibrate on.
     noise_scale: native units of the receiver per unit of noise standard deviation.
     noise_is_measured: False where the level was estimated from the outermost samples.
     """
@@ -252,7 +252,6 @@ class KSpace:
     noise_scale: float
     noise_is_measured: bool
     calibration: Array | None = None
-    calibration_lines: Array | None = None
     slice_encoded: bool = False
 
     def __post_init__(self) -> None:
@@ -263,7 +262,7 @@ class KSpace:
             raise ShapeError("averages", self.averages.shape, (n_slices, n_ky))
         if self.calibration is not None and self.calibration.ndim != 4:
             raise ShapeError("calibration", self.calibration.shape, ("slice", "coil", "ky", "x"))
-        for name in ("samples", "averages", "calibration", "calibration_lines"):
+        for name in ("samples", "averages", "calibration"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, closed(value))

@@ -240,9 +240,9 @@ class KSpace:
     samples: complex64 (slice, coil, ky, x), noise variance 1 a coil sample before averaging; 0 where not measured.
         For a scan whose second phase encoding is undersampled the first axis is kz (`slice_encoded`).
     averages: uint16 (slice, ky), how many readouts were averaged into each line; 0 where not measured.
-    calibration: complex64 (slice, coil, ky, x), the contiguous block of lines around the centre of k-space that were all
-        measured (its own centre at n // 2), in the units of `samples`; z already resolved for a 3-D scan. None where there
-        are too few such lines to calibrate on.
+    calibration: complex64 (slice, coil, ky, x), the contiguous block of lines around the centre of k-space that were
+        all measured (its own centre at n // 2), in the units of `samples`; z already resolved for a 3-D scan. None
+        where there are too few such lines to calibrate on.
     noise_scale: native units of the receiver per unit of noise standard deviation.
     noise_is_measured: False where the level was estimated from the outermost samples.
     """

@@ -1,0 +1,95 @@
+"""Receiver noise: its covariance, the matrix that whitens it, and an estimate of its level where it was not measured."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recon.arrays import Array
+from recon.errors import AcquisitionError, ShapeError
+
+_EIGENVALUE_FLOOR = 1e-3  # of the median: a dead channel is left quiet, not blown up
+
+
+class NoiseCovariance:
+    """The covariance of the receiver channels, gathered from noise readouts as they arrive.
+
+    Each noise readout counts with its own sampling time, so that lines of several bandwidths may be mixed.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Array | None = None
+        self._n_samples = 0
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples per channel were gathered."""
+        return self._n_samples
+
+    def add(self, samples: Array, sample_time_us: float) -> None:
+        """Gather one noise readout, complex64 (coil, sample), taken with a dwell time of `sample_time_us` (0: unknown).
+
+        Raises ShapeError when the number of channels changes.
+        """
+        samples = np.asarray(samples, np.complex128)
+        if self._sum is not None and len(self._sum) != len(samples):
+            raise ShapeError("noise readout", samples.shape, (len(self._sum), "sample"))
+        # White noise has a variance in proportion to bandwidth: kept as the variance at a dwell time of 1 µs.
+        outer = (samples @ samples.conj().T) * (sample_time_us if sample_time_us > 0 else 1.0)
+        self._sum = outer if self._sum is None else self._sum + outer
+        self._n_samples += samples.shape[1]
+
+    def covariance(self, sample_time_us: float, bandwidth_ratio: float | None = None) -> Array | None:
+        """Return complex128 (coil, coil) for readouts of the given dwell time, or None where too little was measured.
+
+        bandwidth_ratio: ISMRMRD's relativeReceiverNoiseBandwidth: equivalent noise bandwidth of the noise readout over
+            its nominal bandwidth (Kellman & McVeigh, MRM 54:1439 (2005)); 1 where the header is silent.
+        """
+        if self._sum is None or self._n_samples < 2 * len(self._sum):
+            return None
+        dwell = sample_time_us if sample_time_us > 0 else 1.0
+        return self._sum / self._n_samples / dwell / (bandwidth_ratio or 1.0)
+
+
+def whitening_matrix(covariance: Array) -> Array:
+    """Return complex64 (coil, coil) W with W C Wᴴ = 1, lower triangular where C is well conditioned.
+
+    covariance: complex (coil, coil), Hermitian. Eigenvalues below 0.1 % of their median are raised to it.
+    Raises AcquisitionError where it holds no finite positive variance.
+    Source: Pruessmann et al., MRM 46:638 (2001), §"noise decorrelation".
+    """
+    values, vectors = np.linalg.eigh(covariance) if np.isfinite(covariance).all() else (np.zeros(1), np.zeros((1, 1)))
+    median = float(np.median(values))
+    if not median > 0:
+        raise AcquisitionError("the noise readouts hold no finite positive noise power on most channels")
+    floor = _EIGENVALUE_FLOOR * median
+    if values[0] < floor:
+        covariance = (vectors * np.maximum(values, floor)) @ vectors.conj().T
+    return np.linalg.inv(np.linalg.cholesky(covariance)).astype(np.complex64)
+
+
+class EdgeLevel:
+    """The noise level estimated from the two ends of each readout, where k-space holds least signal.
+
+    A stand-in for a missing noise readout: one number for all channels, so that their weights stay as they are.
+    """
+
+    _SHARE = 16  # of the readout, at either end
+
+    def __init__(self) -> None:
+        self._powers: dict[int, list[float]] = {}
+
+    def add(self, samples: Array, distance: int) -> None:
+        """Note one imaging readout, complex64 (coil, kx), lying `distance` lines from the centre of k-space."""
+        n = max(1, samples.shape[1] // self._SHARE)
+        ends = np.concatenate([samples[:, :n], samples[:, -n:]], axis=1)
+        power = float(np.vdot(ends, ends).real) / ends.size
+        total = self._powers.setdefault(distance, [0.0, 0.0])
+        total[0] += power
+        total[1] += 1
+
+    def level(self) -> float:
+        """Return the standard deviation of a complex sample in native units; 1 where nothing can be told."""
+        outer = sorted(self._powers)[len(self._powers) // 2 :]
+        powers = np.array([self._powers[d][0] / self._powers[d][1] for d in outer])
+        powers = powers[powers > 0]
+        return float(np.sqrt(np.median(powers))) if len(powers) else 1.0

@@ -1,4 +1,4 @@
-"""Receiver noise: its covariance, the matrix that whitens it, and an estimate of its level where it was not measured."""
+"""Receiver noise: its covariance, the matrix that whitens it, and an estimate of its level where none was measured."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def place_readout(acquisition: Acquisition, encoding: Encoding) -> Array:
 
 
 def to_recon_grid(image: Array, encoding: Encoding) -> Array:
-    """Return `image`, complex (…, z, y, x) on the encoded grid, cropped and interpolated to the wanted field and matrix.
+    """Return `image`, complex (…, z, y, x) on the encoded grid, cropped and interpolated to the image that is wanted.
 
     Phase and slice oversampling are cropped in image space; a finer or coarser matrix comes by zero-filling or cropping
     k-space, which keeps the centre at n // 2 and scales amplitudes so that intensities stay.

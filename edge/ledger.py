@@ -1,0 +1,152 @@
+"""The ledger: which scans came, what became of them, what was sent; SQLite in WAL mode, one writer (the daemon).
+
+A scan's state goes receiving → received → done | failed. What the spool holds is the truth; the ledger says what was done
+with it, and an entry is committed before anything that depends on it is shown to the world.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS scans (
+    scan_id TEXT PRIMARY KEY,
+    state TEXT NOT NULL CHECK (state IN ('receiving', 'received', 'done', 'failed')),
+    ending TEXT NOT NULL DEFAULT '' CHECK (ending IN ('', 'complete', 'interrupted', 'failed')),
+    reason TEXT NOT NULL DEFAULT '',
+    received_at TEXT NOT NULL,
+    finished_at TEXT NOT NULL DEFAULT '',
+    n_bytes INTEGER NOT NULL DEFAULT 0,
+    n_readouts INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS images (
+    scan_id TEXT NOT NULL REFERENCES scans (scan_id),
+    series TEXT NOT NULL,
+    image_key TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    PRIMARY KEY (scan_id, series, image_key)
+);
+CREATE TABLE IF NOT EXISTS deaths (
+    scan_id TEXT NOT NULL,
+    image_key TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (scan_id, image_key)
+);
+CREATE TABLE IF NOT EXISTS events (
+    seq INTEGER PRIMARY KEY,
+    kind TEXT NOT NULL,
+    scan_id TEXT NOT NULL,
+    at TEXT NOT NULL,
+    fields TEXT NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One scan as the ledger knows it."""
+
+    scan_id: str
+    state: str
+    ending: str
+    reason: str
+    received_at: str
+    finished_at: str
+    n_bytes: int
+    n_readouts: int
+
+
+class Ledger:
+    """The state folder's `ledger.sqlite`. Every method commits before it returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the ledger at `path`; raise sqlite3.Error when the file is not one."""
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+        row = self._db.execute("SELECT max(seq) FROM events").fetchone()
+        self._seq: int = row[0] or 0
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def open_scan(self, scan_id: str, at: str) -> None:
+        """Enter a scan that begins to arrive."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO scans (scan_id, state, received_at) VALUES (?, 'receiving', ?)", (scan_id, at)
+        )
+
+    def end_scan(self, scan_id: str, ending: str, reason: str, n_bytes: int, n_readouts: int) -> None:
+        """Note that a scan's stream has ended, and how: complete, interrupted or failed."""
+        self._db.execute(
+            "UPDATE scans SET state = 'received', ending = ?, reason = ?, n_bytes = ?, n_readouts = ? WHERE scan_id = ?",
+            (ending, reason, n_bytes, n_readouts, scan_id),
+        )
+
+    def finish_scan(self, scan_id: str, state: str, reason: str, at: str) -> None:
+        """Note that a scan was served (`done`) or cannot be (`failed`)."""
+        self._db.execute(
+            "UPDATE scans SET state = ?, reason = ?, finished_at = ? WHERE scan_id = ?", (state, reason, at, scan_id)
+        )
+
+    def scan(self, scan_id: str) -> ScanRow | None:
+        """Return one scan, or None."""
+        row = self._db.execute("SELECT * FROM scans WHERE scan_id = ?", (scan_id,)).fetchone()
+        return ScanRow(*row) if row else None
+
+    def scans(self) -> list[ScanRow]:
+        """Return every scan, oldest first."""
+        return [ScanRow(*row) for row in self._db.execute("SELECT * FROM scans ORDER BY received_at, rowid")]
+
+    def note_image(self, scan_id: str, series: str, image_key: str, sha256: str) -> bool:
+        """Note an image about to be sent; return False when this very image was noted before."""
+        cursor = self._db.execute(
+            "INSERT INTO images (scan_id, series, image_key, sha256) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (scan_id, series, image_key) DO UPDATE SET sha256 = excluded.sha256 "
+            "WHERE images.sha256 <> excluded.sha256",
+            (scan_id, series, image_key, sha256),
+        )
+        return cursor.rowcount > 0
+
+    def note_death(self, scan_id: str, image_key: str) -> int:
+        """Count a worker that died at an image (at '' between images); return how many died there so far."""
+        row = self._db.execute(
+            "INSERT INTO deaths (scan_id, image_key, n) VALUES (?, ?, 1) "
+            "ON CONFLICT (scan_id, image_key) DO UPDATE SET n = n + 1 RETURNING n",
+            (scan_id, image_key),
+        ).fetchone()
+        return int(row[0])
+
+    def set_aside(self, scan_id: str) -> list[str]:
+        """Return the images of a scan that killed a worker twice."""
+        rows = self._db.execute(
+            "SELECT image_key FROM deaths WHERE scan_id = ? AND n >= 2 AND image_key <> ''", (scan_id,)
+        )
+        return [row[0] for row in rows]
+
+    def add_event(self, kind: str, scan_id: str, at: str, fields: Mapping[str, Any]) -> int:
+        """Enter an event and return its number: one more than the last, across restarts too."""
+        self._seq += 1
+        self._db.execute(
+            "INSERT INTO events (seq, kind, scan_id, at, fields) VALUES (?, ?, ?, ?, ?)",
+            (self._seq, kind, scan_id, at, json.dumps(fields, allow_nan=False)),
+        )
+        return self._seq
+
+    def events(self, after: int = 0) -> list[tuple[int, str, str, str, dict[str, Any]]]:
+        """Return (seq, kind, scan_id, at, fields) of the events after number `after`."""
+        rows = self._db.execute(
+            "SELECT seq, kind, scan_id, at, fields FROM events WHERE seq > ? ORDER BY seq", (after,)
+        )
+        return [(seq, kind, scan_id, at, json.loads(fields)) for seq, kind, scan_id, at, fields in rows]
+
+    def prune_events(self, keep: int) -> None:
+        """Forget all but the last `keep` events."""
+        self._db.execute("DELETE FROM events WHERE seq <= ?", (self._seq - keep,))

@@ -1,0 +1,125 @@
+"""Assembled k-space to images in the scanner's native units: the classical chain, and what it falls back on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from recon.arrays import Array, closed
+from recon.coils import estimate_maps
+from recon.compress import compress, compression_matrix
+from recon.errors import AcquisitionError
+from recon.fourier import to_image
+from recon.placement import to_recon_grid
+from recon.scan import CoilMaps, Encoding, KSpace
+from recon.sense import cg_sense
+
+METHODS = ("auto", "network", "sense", "zero-filled")
+
+Stage = Callable[[str], AbstractContextManager[None]]  # marks a step's beginning and end, for whoever owns a clock
+
+
+def unmarked(_: str) -> AbstractContextManager[None]:
+    """Mark nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivities:
+    """What calibration lines tell of the receiver: how to compress its coils, and the maps of the virtual ones.
+
+    matrix: complex64 (virtual coil, coil). maps: of the virtual coils, or None where none could be had; then `reason`.
+    """
+
+    matrix: Array
+    maps: CoilMaps | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One reconstructed image key: float32 (slice, y, x) magnitude in native units, and how it was made."""
+
+    data: Array
+    method: str
+    steps: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", closed(self.data, np.float32))
+
+
+def sense_coils(calibration: Array | None, n_ky: int, n_coils: int, stage: Stage = unmarked) -> Sensitivities:
+    """Return coil compression and maps from calibration lines, complex64 (slice, coil, ky, x), for `n_ky` rows.
+
+    Never raises for want of calibration: the reason is in the result, and root-sum-of-squares will serve.
+    """
+    if calibration is None:
+        return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, "no calibration lines at the centre of k-space")
+    with stage("compress"):
+        matrix = compression_matrix(calibration)
+        calibration = compress(calibration, matrix)
+    with stage("maps"):
+        try:
+            return Sensitivities(matrix, estimate_maps(calibration, n_ky))
+        except AcquisitionError as error:
+            return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, str(error))
+
+
+def reconstruct(
+    kspace: KSpace,
+    encoding: Encoding,
+    method: str = "auto",
+    sensitivities: Sensitivities | None = None,
+    stage: Stage = unmarked,
+) -> Image:
+    """Return the image of `kspace` by `method`.
+
+    method: "sense" insists on coil maps, "auto" takes root-sum-of-squares where there are none, "zero-filled" combines
+        the measured lines alone.
+    sensitivities: from `sense_coils` of the same calibration lines, if they were worked out while lines still arrived.
+    Raises AcquisitionError where `method` cannot serve this k-space.
+    """
+    n_coils, n_ky = kspace.samples.shape[1:3]
+    steps = [
+        f"noise prewhitened ({'noise readout' if kspace.noise_is_measured else 'level estimated from outer k-space'})"
+    ]
+    if method == "zero-filled":
+        return _finish(_combined(kspace, encoding), kspace, "zero-filled", [*steps, "root-sum-of-squares"])
+    coils = sensitivities or sense_coils(kspace.calibration, n_ky, n_coils, stage)
+    if coils.maps is None:
+        if method == "sense":
+            raise AcquisitionError(f"SENSE needs coil maps, and there are none: {coils.reason}")
+        with stage("classical"):
+            combined = _combined(kspace, encoding)
+        steps += [f"no coil maps: {coils.reason}", "root-sum-of-squares"]
+        return _finish(combined, kspace, "root-sum-of-squares", steps)
+    with stage("compress"):
+        compressed = KSpace(
+            compress(kspace.samples, coils.matrix),
+            kspace.averages,
+            kspace.noise_scale,
+            kspace.noise_is_measured,
+            None if kspace.calibration is None else compress(kspace.calibration, coils.matrix),
+            kspace.slice_encoded,
+        )
+    if len(coils.matrix) < n_coils:
+        steps.append(f"{n_coils} coils compressed to {len(coils.matrix)}")
+    with stage("classical"):
+        image = np.abs(to_recon_grid(cg_sense(compressed, coils.maps), encoding))
+    return _finish(image, kspace, "sense", [*steps, "ESPIRiT coil maps", "regularised CG-SENSE"])
+
+
+def _combined(kspace: KSpace, encoding: Encoding) -> Array:
+    """Root-sum-of-squares on the image's own grid, float32 (slice, y, x), one coil at a time to bound memory."""
+    axes = (0, 1) if kspace.slice_encoded else (1,)
+    power: Array = np.float32(0)
+    for coil in range(kspace.samples.shape[1]):
+        power = power + np.abs(to_recon_grid(to_image(kspace.samples[:, coil], axes), encoding)) ** 2
+    return np.sqrt(power)
+
+
+def _finish(magnitude: Array, kspace: KSpace, method: str, steps: list[str]) -> Image:
+    return Image(magnitude * np.float32(kspace.noise_scale), method, tuple(steps))

@@ -209,7 +209,9 @@ def _describe_sequence(out: Dataset, scan: Scan, exam: Exam, contrast: int) -> N
     # RM, research mode, is the one defined term that claims nothing of a sequence that the header does not name
     sequence, variant = next((found[1:] for found in SEQUENCES if re.search(found[0], words)), ("RM", "NONE"))
     inversion = _chosen(scan.ti_ms, contrast)
-    out.ScanningSequence = [sequence, "IR"] if inversion and sequence != "RM" else sequence
+    if inversion:
+        sequence = "IR" if sequence == "RM" else f"{sequence}\\IR"
+    out.ScanningSequence = sequence
     out.SequenceVariant = variant
     out.ScanOptions = ""
     out.MRAcquisitionType = "3D" if scan.encodings[0].is_3d else "2D"

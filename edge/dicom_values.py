@@ -14,27 +14,37 @@ POSITIONS = frozenset({"HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL
 
 
 def as_text(value: str, limit: int) -> str:
-    """Return `value` in one line of at most `limit` characters, without control characters or backslashes (LO, SH, ST).
+    """Return `value` in one line without control characters or backslashes, in `limit` bytes of UTF-8 (LO, SH, ST).
 
-    For words that a person reads. A number that is looked up goes through `as_identifier`.
+    For words that a person reads; a number that is looked up goes through `as_identifier`. DICOM counts characters,
+    but many programs, dciodvfy among them, count bytes: what fits in bytes fits in both.
     """
+    return _one_line(value).encode()[:limit].decode(errors="ignore").rstrip()
+
+
+def _one_line(value: str) -> str:
     plain = unicodedata.normalize("NFC", value).encode("utf-8", "replace").decode("utf-8")
     spaced = (" " if c == "\\" or unicodedata.category(c) in {"Cc", "Zl", "Zp"} else c for c in plain)
-    return " ".join("".join(spaced).split())[:limit].rstrip()
+    return " ".join("".join(spaced).split())
 
 
 def as_identifier(value: str, limit: int) -> str:
-    """Return `value` if it fits as it is, "" otherwise.
+    """Return `value` if it fits as it is into `limit` characters, "" otherwise.
 
     A shortened patient or accession number could be that of somebody else; an empty one is asked about.
     """
     stripped = value.strip(" \0")
-    return stripped if as_text(stripped, limit) == stripped else ""
+    return stripped if _one_line(stripped) == stripped and len(stripped) <= limit else ""
 
 
 def as_name(value: str) -> str:
-    """Return a person's name (PN): at most three groups of 64 characters, each of at most five components."""
+    """Return a person's name (PN): up to three groups (Latin, ideographic, phonetic), each of up to five components.
+
+    The standard gives each group 64 characters; as in `as_text` all of it is held to 64 bytes, last groups first.
+    """
     groups = [as_text("^".join(group.split("^")[:5]), 64) for group in value.split("=")[:3]]
+    while len("=".join(groups).encode()) > 64:
+        groups.pop()
     return "=".join(groups).rstrip("=")
 
 
@@ -82,7 +92,7 @@ def as_time(value: str) -> str:
 
 
 def as_decimal(value: float) -> str:
-    """Return a decimal string (DS): as many digits of `value` as 16 characters hold. Raises ValueError if not finite."""
+    """Return a decimal string (DS): as many digits as 16 characters hold. Raises ValueError if not finite."""
     if not math.isfinite(value):
         raise ValueError("a decimal string holds finite numbers only")
     for digits in range(16, 0, -1):

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge.mrd import (
+    CALIBRATION,
+    CALIBRATION_AND_IMAGING,
+    LAST_IN_MEASUREMENT,
+    LAST_IN_REPETITION,
+    LAST_IN_SLICE,
+    NOISE,
+    REVERSED,
+    flag,
+)
 from recon.arrays import Array
 from recon.scan import Acquisition, ImageKey, Role
 
-
-def _bit(number: int) -> int:
-    return 1 << (number - 1)  # ISMRMRD numbers its flags from 1
-
-
-_NOISE, _CALIBRATION, _CALIBRATION_AND_IMAGING, _REVERSED = _bit(19), _bit(20), _bit(21), _bit(22)
-_LAST_IN_SLICE, _LAST_IN_REPETITION, _LAST_IN_MEASUREMENT = _bit(8), _bit(14), _bit(25)
 # Navigation, phase correction, feedback (two kinds), dummy, surface-coil correction, phase stabilisation (two kinds).
-_NEVER_IMAGING = sum(_bit(number) for number in (23, 24, 26, 27, 28, 29, 30, 31))
+_NEVER_IMAGING = sum(flag(number) for number in (23, 24, 26, 27, 28, 29, 30, 31))
 
 
 def role_of(flags: int) -> Role:
     """Return what a readout with these ISMRMRD flags is for."""
-    if flags & _NOISE:
+    if flags & NOISE:
         return Role.NOISE
     if flags & _NEVER_IMAGING:
         return Role.OTHER
-    if flags & _CALIBRATION_AND_IMAGING:
+    if flags & CALIBRATION_AND_IMAGING:
         return Role.CALIBRATION_AND_IMAGING
-    return Role.CALIBRATION if flags & _CALIBRATION else Role.IMAGING
+    return Role.CALIBRATION if flags & CALIBRATION else Role.IMAGING
 
 
 def to_acquisition(header: np.void, samples: Array) -> Acquisition:
@@ -47,10 +50,10 @@ def to_acquisition(header: np.void, samples: Array) -> Acquisition:
         center_sample=int(header["center_sample"]),
         discard_pre=int(header["discard_pre"]),
         discard_post=int(header["discard_post"]),
-        is_reversed=bool(flags & _REVERSED),
-        last_in_slice=bool(flags & _LAST_IN_SLICE),
-        last_in_repetition=bool(flags & _LAST_IN_REPETITION),
-        last_in_measurement=bool(flags & _LAST_IN_MEASUREMENT),
+        is_reversed=bool(flags & REVERSED),
+        last_in_slice=bool(flags & LAST_IN_SLICE),
+        last_in_repetition=bool(flags & LAST_IN_REPETITION),
+        last_in_measurement=bool(flags & LAST_IN_MEASUREMENT),
         sample_time_us=float(header["sample_time_us"]),
         time_stamp=int(header["acquisition_time_stamp"]),
         position_mm=tuple(header["position"].tolist()),

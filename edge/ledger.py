@@ -1,7 +1,7 @@
 """The ledger: which scans came, what became of them, what was sent; SQLite in WAL mode, one writer (the daemon).
 
-A scan's state goes receiving → received → done | failed. What the spool holds is the truth; the ledger says what was done
-with it, and an entry is committed before anything that depends on it is shown to the world.
+A scan's state goes receiving → received → done | failed. The spool holds the truth; the ledger says what was
+done with it, and an entry is committed before anything that depends on it is shown to the world.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Ledger:
     def end_scan(self, scan_id: str, ending: str, reason: str, n_bytes: int, n_readouts: int) -> None:
         """Note that a scan's stream has ended, and how: complete, interrupted or failed."""
         self._db.execute(
-            "UPDATE scans SET state = 'received', ending = ?, reason = ?, n_bytes = ?, n_readouts = ? WHERE scan_id = ?",
+            "UPDATE scans SET state = 'received', ending = ?, reason = ?, n_bytes = ?, n_readouts = ? "
+            "WHERE scan_id = ?",
             (ending, reason, n_bytes, n_readouts, scan_id),
         )
 

@@ -6,8 +6,9 @@ the statistics of the noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,15 +31,15 @@ class _Lines:
     sums: dict[tuple[int, int], Array] = field(default_factory=dict)
     counts: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def add(self, place: tuple[int, int], line: Array) -> None:
-        if place in self.sums:
-            if self.sums[place].shape != line.shape:
-                raise ShapeError("readout", line.shape, self.sums[place].shape)
-            self.sums[place] += line
-            self.counts[place] += 1
-        else:
+    def add(self, place: tuple[int, int], line: Array) -> bool:
+        """Take one line; return whether its place was empty before."""
+        is_new = place not in self.sums
+        if is_new:
             self.sums[place] = line
-            self.counts[place] = 1
+        else:
+            self.sums[place] += line
+        self.counts[place] = self.counts.get(place, 0) + 1
+        return is_new
 
     def mean(self, place: tuple[int, int]) -> Array:
         count = self.counts[place]
@@ -88,21 +89,22 @@ class Assembler:
             )
         encoding = self.scan.encodings[acquisition.key.encoding]
         place = place_step(acquisition, encoding)
-        if acquisition.key in self._done and role is not Role.CALIBRATION:
+        is_imaging = role is not Role.CALIBRATION
+        is_embedded = encoding.calibration in _EMBEDDED
+        if acquisition.key in self._done and (is_imaging or is_embedded):
             self.late.add(acquisition.key)
             return []
-        kspace_line = place_readout(acquisition, encoding)
-        line = self._readout_image(kspace_line, encoding)
-        if role is not Role.CALIBRATION:
+        line = self._readout_image(place_readout(acquisition, encoding), encoding)
+        self._reserve(line.nbytes)
+        if is_imaging:
             lines = self._images.setdefault(acquisition.key, _Lines())
             self._first.setdefault(acquisition.key, acquisition)
             self._edge.add(acquisition.samples, abs(place[1] - encoding.encoded_matrix.y // 2))
-        elif encoding.calibration in _EMBEDDED:
-            lines = self._references.setdefault(acquisition.key, _Lines())
         else:
-            lines = self._references.setdefault((acquisition.key.encoding, acquisition.key.slice), _Lines())
-        self._reserve(line.nbytes if place not in lines.sums else 0)
-        lines.add(place, line)
+            at = acquisition.key if is_embedded else (acquisition.key.encoding, acquisition.key.slice)
+            lines = self._references.setdefault(at, _Lines())
+        if lines.add(place, line):
+            self._bytes += line.nbytes
         return self._completed(acquisition)
 
     def open_keys(self) -> list[ImageKey]:
@@ -143,7 +145,9 @@ class Assembler:
                 if averages[kz, ky] == 0:
                     samples[kz, :, ky] = whiten @ source.mean((kz, ky))
                     averages[kz, ky] = min(count, np.iinfo(np.uint16).max)
-        calibration = self._calibration(key, encoding, samples, averages, whiten)
+        calibration = self.calibration(key)
+        if calibration is not None and not is_measured:
+            calibration = calibration / np.float32(scale)
         slice_encoded = False
         if n_z > 1:
             slice_encoded = not _resolves_slices(averages > 0)
@@ -152,8 +156,40 @@ class Assembler:
                 averages = np.broadcast_to(averages.max(axis=0), averages.shape).copy()
         return KSpace(samples, averages, scale, is_measured, calibration, slice_encoded)
 
+    def calibration(self, key: ImageKey) -> Array | None:
+        """Return the measured block around the centre for `key`, complex64 (slice, coil, ky, x), or None if too small.
+
+        Whitened where noise readouts came, else in native units. It depends on nothing but its own lines, so coil maps
+        made of it early are the very maps that would be made of it later; `n_calibrating` tells whether it grew.
+        """
+        source = self._calibration_source(key)
+        if source is None:
+            return None
+        grid, sources, block = source
+        covariance = self._noise.covariance(self._first[key].sample_time_us, self.scan.noise_bandwidth_ratio)
+        n_ky = block.ky[1] - block.ky[0]
+        assert self._n_coils is not None
+        out = np.zeros((grid.encoded_matrix.z, self._n_coils, n_ky, image_columns(grid)), np.complex64)
+        for kz, ky in block.places():
+            out[kz, :, ky - block.ky[0]] = next(each for each in sources if (kz, ky) in each.sums).mean((kz, ky))
+        if covariance is not None:
+            out = np.einsum("vc,scyx->svyx", whitening_matrix(covariance), out, optimize=True)
+        if len(out) > 1:
+            out = to_image(out, axes=(0,))
+        return _match_field_of_view(out, grid, self.scan.encodings[key.encoding])
+
+    def n_calibrating(self, key: ImageKey) -> int:
+        """Return how many readouts and noise samples `calibration` rests on; 0 where there is none."""
+        source = self._calibration_source(key)
+        if source is None:
+            return 0
+        _, sources, block = source
+        readouts = sum(each.counts.get(place, 0) for each in sources for place in block.places())
+        return readouts + self._noise.n_samples
+
     def _readout_image(self, line: Array, encoding: Encoding) -> Array:
-        return resize_centred(to_image(line, axes=(1,)), 1, image_columns(encoding)).astype(np.complex64, copy=False)
+        # A copy: a view would keep the oversampled line alive.
+        return np.array(resize_centred(to_image(line, axes=(1,)), 1, image_columns(encoding)), np.complex64)
 
     def _check_coils(self, acquisition: Acquisition) -> None:
         n_coils = len(acquisition.samples)
@@ -168,7 +204,6 @@ class Assembler:
                 f"the lines of unfinished images exceed the limit of {self._max_bytes / 2**20:.0f} MiB; "
                 "raise worker.max_scan_mib or send fewer coils"
             )
-        self._bytes += n_bytes
 
     def _completed(self, acquisition: Acquisition) -> list[ImageKey]:
         """Which images end with this readout, by its flags; averages and partitions must all have come."""
@@ -194,28 +229,28 @@ class Assembler:
             return np.eye(self._n_coils, dtype=np.complex64) / np.float32(level), level, False
         return whitening_matrix(covariance), float(np.sqrt(np.trace(covariance).real / len(covariance))), True
 
-    def _calibration(
-        self, key: ImageKey, encoding: Encoding, samples: Array, averages: Array, whiten: Array
-    ) -> Array | None:
-        """The measured block around the centre, (slice, coil, ky, x): of a reference scan where there is one."""
-        for source, grid in self._reference_lines(key):
-            n_z, n_y = grid.encoded_matrix.z, grid.encoded_matrix.y
-            reference = np.zeros((n_z, len(whiten), n_y, image_columns(grid)), np.complex64)
-            measured = np.zeros((n_z, n_y), bool)
-            for place in source.sums:
-                reference[place[0], :, place[1]] = whiten @ source.mean(place)
-                measured[place] = True
-            block = _central_block(reference, measured)
-            if block is not None:
-                return _match_field_of_view(block, grid, encoding)
-        return _central_block(samples, averages > 0)
+    def _calibration_source(self, key: ImageKey) -> tuple[Encoding, list[_Lines], _Block] | None:
+        """The lines that calibrate `key` and the block they fill: a reference scan of its slice where there is one."""
+        for at, lines in self._references.items():
+            if not isinstance(at, ImageKey) and at[1] == key.slice:
+                grid = self.scan.encodings[at[0]]
+                block = _central_block([lines], grid)
+                if block is not None:
+                    return grid, [lines], block
+        encoding = self.scan.encodings[key.encoding]
+        own = [lines for lines in (self._images.get(key), self._references.get(key)) if lines]
+        block = _central_block(own, encoding)
+        return None if block is None else (encoding, own, block)
 
-    def _reference_lines(self, key: ImageKey) -> Iterator[tuple[_Lines, Encoding]]:
-        for (number, of_slice), lines in (
-            (at, lines) for at, lines in self._references.items() if not isinstance(at, ImageKey)
-        ):
-            if of_slice == key.slice:
-                yield lines, self.scan.encodings[number]
+
+class _Block(NamedTuple):
+    """The measured places [start, stop) around the centre of k-space."""
+
+    kz: tuple[int, int]
+    ky: tuple[int, int]
+
+    def places(self) -> list[tuple[int, int]]:
+        return [(kz, ky) for kz in range(*self.kz) for ky in range(*self.ky)]
 
 
 def _resolves_slices(measured: Array) -> bool:
@@ -227,37 +262,32 @@ def _resolves_slices(measured: Array) -> bool:
     return bool(rows[inside[0] : inside[-1] + 1].all())
 
 
-def _central_run(measured: Array) -> tuple[int, int]:
+def _central_run(is_measured: Callable[[int], bool], n: int) -> tuple[int, int]:
     """The run [start, stop) of measured places around n // 2, at most `_MAX_CALIBRATION` long, n // 2 its centre."""
-    centre = len(measured) // 2
-    if not measured[centre]:
+    centre = n // 2
+    if not is_measured(centre):
         return centre, centre
-    start, stop = centre, centre + 1
-    while start > 0 and measured[start - 1] and centre - start < _MAX_CALIBRATION // 2:
-        start -= 1
-    while stop < len(measured) and measured[stop] and stop - centre < _MAX_CALIBRATION // 2:
-        stop += 1
-    below, above = centre - start, stop - centre  # an even block has one more line below its centre than above
+    below, above = 0, 1
+    while below < min(centre, _MAX_CALIBRATION // 2) and is_measured(centre - below - 1):
+        below += 1
+    while above < min(n - centre, _MAX_CALIBRATION // 2) and is_measured(centre + above):
+        above += 1
     half = min(below, above)
-    return centre - half, centre + half + (1 if above > half and below == half else 0)
+    return centre - half, centre + half + (1 if above > half else 0)
 
 
-def _central_block(samples: Array, measured: Array) -> Array | None:
-    """Cut the measured block around the centre out of (kz, coil, ky, x) and resolve its slices; None if too small."""
-    n_z = len(samples)
-    centre = n_z // 2
-    ky_start, ky_stop = _central_run(measured[centre])
-    if ky_stop - ky_start < _MIN_CALIBRATION:
+def _central_block(sources: list[_Lines], grid: Encoding) -> _Block | None:
+    """The block around the centre that `sources` fill together; None where it is too small to calibrate on."""
+
+    def has(kz: int, ky: int) -> bool:
+        return any((kz, ky) in source.sums for source in sources)
+
+    n_z = grid.encoded_matrix.z
+    ky = _central_run(lambda row: has(n_z // 2, row), grid.encoded_matrix.y)
+    if ky[1] - ky[0] < _MIN_CALIBRATION:
         return None
-    block = samples[:, :, ky_start:ky_stop]
-    if n_z == 1:
-        return block
-    kz_start, kz_stop = _central_run(measured[:, ky_start:ky_stop].all(axis=1))
-    if kz_stop - kz_start < min(_MIN_CALIBRATION, n_z):
-        return None
-    low = np.zeros_like(block)
-    low[kz_start:kz_stop] = block[kz_start:kz_stop]
-    return to_image(low, axes=(0,))
+    kz = _central_run(lambda row: all(has(row, column) for column in range(*ky)), n_z)
+    return None if kz[1] - kz[0] < min(_MIN_CALIBRATION, n_z) else _Block(kz, ky)
 
 
 def _match_field_of_view(block: Array, grid: Encoding, encoding: Encoding) -> Array:

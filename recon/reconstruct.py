@@ -58,7 +58,9 @@ def sense_coils(calibration: Array | None, n_ky: int, n_coils: int, stage: Stage
     """
     if calibration is None:
         return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, "no calibration lines at the centre of k-space")
+    peak = np.abs(calibration).max()
     with stage("compress"):
+        calibration = calibration / peak if peak > 0 else calibration  # float32 holds the powers of any native unit
         matrix = compression_matrix(calibration)
         calibration = compress(calibration, matrix)
     with stage("maps"):

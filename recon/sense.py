@@ -1,12 +1,11 @@
 """Classical reconstruction: regularised SENSE by conjugate gradients, and the combinations it is compared with.
 
-Noise has variance 1 in every coil sample, so the regularisation has a meaning and nothing to tune: the image at each
-place is taken for a Gaussian variable whose variance is the local signal power, and the reconstruction is its most
-likely value (a Wiener estimate). The power is learned from the calibration lines first and then from the image that
-this gives.
+Noise has variance 1 in every coil sample, so the regularisation has a meaning and nothing to tune: the lines that were
+not measured get their most likely values under a Gaussian prior that is learned from the scan (a Wiener estimate), and
+the measured ones stay as they are. Fully measured, the image is the plain coil combination.
 
-Source: Pruessmann et al., Magn Reson Med 46:638 (2001); the spatial prior follows Tsao et al., Magn Reson Med 50:1031
-(2003), k-t SENSE, with image places in the part of temporal frequencies.
+Source: Pruessmann et al., Magn Reson Med 46:638 (2001); Lustig and Pauly, Magn Reson Med 64:457 (2010), for keeping
+what was measured.
 """
 
 from __future__ import annotations
@@ -19,36 +18,35 @@ import numpy as np
 
 from recon.arrays import Array, array_module
 from recon.errors import ShapeError
-from recon.fourier import resize_centred, to_image
+from recon.fourier import resize_centred, to_image, to_kspace
+from recon.prior import SignalPrior, learn_prior
 from recon.scan import CoilMaps, KSpace
 
-FIRST_ITERATIONS = 8
-ITERATIONS = 15
+FIRST_ITERATIONS = 6
+ITERATIONS = 12
 TOLERANCE = 1e-3
-BLUR_VOXELS = 2.0  # width of the neighbourhood that a voxel's signal power is taken from
-POWER_FLOOR = 1.0  # noise variances; whatever stands out of the noise is never suppressed as background
-MODEL_ERROR = 3e-4  # part of the signal power that coil maps and motion leave unexplained
 COLUMNS = 32  # columns of a 3-D scan solved at a time, which bounds the memory
 
 
-def cg_sense(kspace: KSpace, maps: CoilMaps, prior: Array | None = None, n_iterations: int = ITERATIONS) -> Array:
-    """Return the most likely image, complex64 (slice, y, x), in units of the noise's standard deviation.
+def cg_sense(kspace: KSpace, maps: CoilMaps, prior: SignalPrior | None = None, n_iterations: int = ITERATIONS) -> Array:
+    """Return the reconstructed image, complex64 (slice, y, x), in units of the noise's standard deviation.
 
     kspace: any set of measured lines, in one phase encoding, or two where it is `slice_encoded`; averaged lines weigh
         as much as their averages. maps: on the same grid.
-    prior: float32 (slice, y, x), the variance expected of the image at each place; None takes it from the data in two
-        steps (`calibration_power`, then the power of the image that this gives). With a prior of its own the result
-        is linear in the samples.
+    prior: None learns it from the data in two steps, from the calibration lines and then from the image that they
+        give. With a prior of its own the result is linear in the samples.
     n_iterations: at most so many steps of conjugate gradients; they end earlier at a residual of `TOLERANCE`.
     Raises ShapeError if maps or prior are not on the grid of `kspace`.
     """
     _check(kspace, maps)
-    if prior is not None:
-        return _solve(kspace, maps, prior, None, n_iterations)
-    first = signal_prior(calibration_power(kspace, maps))
-    image = _solve(kspace, maps, first, None, min(FIRST_ITERATIONS, n_iterations))
-    xp = array_module(image)
-    return _solve(kspace, maps, signal_prior(xp.abs(image) ** 2), image, n_iterations)
+    if bool(kspace.measured.all()):
+        return zero_filled(kspace, maps)
+    image = None
+    if prior is None:
+        first = learn_prior(kspace, calibration_image(kspace, maps), resolution=0.5)
+        image = _solve(kspace, maps, first, None, min(FIRST_ITERATIONS, n_iterations))
+        prior = learn_prior(kspace, image)
+    return _keep_measured(kspace, maps, _solve(kspace, maps, prior, image, n_iterations))
 
 
 def root_sum_of_squares(kspace: KSpace) -> Array:
@@ -69,39 +67,27 @@ def zero_filled(kspace: KSpace, maps: CoilMaps | None) -> Array:
     return (maps.maps.conj() * to_image(kspace.samples, _phase_axes(kspace))).sum(1)
 
 
-def calibration_power(kspace: KSpace, maps: CoilMaps) -> Array:
-    """Return the power of the image at the resolution of the calibration lines, float32 (slice, y, x), noise units.
+def calibration_image(kspace: KSpace, maps: CoilMaps) -> Array:
+    """Return the image that the calibration lines resolve, complex64 (slice, y, x), in units of the noise.
 
-    Where there are none it is that of the zero-filled image, scaled up for the lines that are missing.
+    Where there are none it is the zero-filled image, scaled up for the lines that are missing.
     """
     xp = array_module(kspace.samples)
     if kspace.calibration is None:
-        part = float(kspace.measured.mean())
-        return xp.abs(zero_filled(kspace, maps) / max(part, 1e-6)) ** 2
+        return zero_filled(kspace, maps) / max(float(kspace.measured.mean()), 1e-6)
     n_lines = kspace.calibration.shape[2]
     window = xp.sin(xp.pi * (xp.arange(n_lines) + 1) / (n_lines + 1)).astype(xp.float32) ** 2  # Hann: no side lobes
     lines = resize_centred(kspace.calibration * window[:, None], 2, kspace.samples.shape[2])
-    return xp.abs((maps.maps.conj() * to_image(lines, (2,))).sum(1)) ** 2
+    return (maps.maps.conj() * to_image(lines, (2,))).sum(1)
 
 
-def signal_prior(power: Array) -> Array:
-    """Return the variance expected of the image, float32 (slice, y, x), from an estimate of its power, noise units.
-
-    Power is averaged over a neighbourhood and kept above the noise; what the model cannot explain counts as noise.
-    """
-    xp = array_module(power)
-    n_y, n_x = power.shape[1:]
-    local = _blur(xp, n_y) @ power.astype(xp.float32) @ _blur(xp, n_x)
-    typical = (local**2).sum((1, 2), keepdims=True) / xp.maximum(local.sum((1, 2), keepdims=True), 1e-30)
-    return (local + POWER_FLOOR) / (1 + MODEL_ERROR * typical)
-
-
-def _blur(xp: ModuleType, n: int) -> Array:
-    """Return the average over a Gaussian neighbourhood along a periodic axis, float32 (n, n)."""
-    steps = xp.arange(n)
-    distance = (steps[:, None] - steps[None] + n // 2) % n - n // 2
-    weight = xp.exp(-0.5 * (distance / BLUR_VOXELS) ** 2)
-    return (weight / weight.sum(1, keepdims=True)).astype(xp.float32)
+def _keep_measured(kspace: KSpace, maps: CoilMaps, image: Array) -> Array:
+    """Return the coil combination of k-space with the measured lines and, elsewhere, those that `image` predicts."""
+    xp = array_module(image)
+    axes = _phase_axes(kspace)
+    predicted = to_kspace(maps.maps * image[:, None], axes)
+    lines = xp.where(kspace.measured[:, None, :, None], kspace.samples, predicted)
+    return (maps.maps.conj() * to_image(lines, axes)).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +120,10 @@ class SenseOperator:
 
     def normal(self, image: Array) -> Array:
         """Return Sᴴ Fᴴ W F S image, complex64 (x, *phase): `adjoint` of `forward`, with one product by the weights."""
-        coils = self.maps * image[None]
-        for step in ("fftn", "ifftn"):
-            if step == "ifftn":
-                coils *= self.weights
-            transform = getattr(_fft(image), step)
-            coils = transform(coils, axes=self.axes)
+        fft = _fft(image)
+        lines = fft.fftn(self.maps * image[None], axes=self.axes)
+        lines *= self.weights
+        coils = fft.ifftn(lines, axes=self.axes)
         coils *= self.maps.conj()
         return coils.sum(0)
 
@@ -187,35 +171,58 @@ def _phase_last(array: Array, n_phase: int, inverse: bool = False) -> Array:
     return xp.fft.ifftshift(moved, axes=tuple(range(2, moved.ndim)))
 
 
-def _solve(kspace: KSpace, maps: CoilMaps, prior: Array, start: Array | None, n_iterations: int) -> Array:
-    """Return argmin Σ averages |samples - F S image|² + Σ |image|² / prior, complex64 (slice, y, x)."""
+def _solve(kspace: KSpace, maps: CoilMaps, prior: SignalPrior, start: Array | None, n_iterations: int) -> Array:
+    """Return argmin Σ averages |samples - F S image|² + |P^-½ F V^-½ image|², complex64 (slice, y, x)."""
     xp = array_module(kspace.samples)
     n_slices, _, n_y, n_x = kspace.samples.shape
-    if prior.shape != (n_slices, n_y, n_x):
-        raise ShapeError("prior", prior.shape, (n_slices, n_y, n_x))
     n_phase = len(_phase_axes(kspace))
+    if prior.variance.shape != (n_slices, n_y, n_x):
+        raise ShapeError("prior variance", prior.variance.shape, (n_slices, n_y, n_x))
+    if prior.spectrum.ndim != n_phase:
+        raise ShapeError("prior spectrum", prior.spectrum.shape, (n_slices, n_y)[2 - n_phase :])
+    spread, sharpness = prior.variance**-0.5, 1 / xp.fft.ifftshift(prior.spectrum)
     image = xp.empty((n_slices, n_y, n_x), xp.complex64)
     for slices, columns in _blocks(kspace):
-        weights = xp.fft.ifftshift(xp.asarray(kspace.averages[slices], xp.float32)).reshape((-1, n_y)[2 - n_phase :])
-        operator = SenseOperator(_phase_last(maps.maps[slices, :, :, columns], n_phase), weights)
+        weights = xp.fft.ifftshift(xp.asarray(kspace.averages[slices], xp.float32), axes=(0, 1)[2 - n_phase :])
+        problem = _Problem(
+            SenseOperator(_phase_last(maps.maps[slices, :, :, columns], n_phase), weights.reshape(sharpness.shape)),
+            _phase_last(spread[slices, None, :, columns], n_phase)[0],
+            sharpness,
+        )
         samples = _phase_last(kspace.samples[slices, :, :, columns], n_phase)
-        precision = 1 / _phase_last(prior[slices, None, :, columns], n_phase)[0]
         guess = None if start is None else _phase_last(start[slices, None, :, columns], n_phase)[0]
-        solved = _conjugate_gradients(operator, samples, precision, guess, n_iterations)
+        solved = _conjugate_gradients(problem, samples, guess, n_iterations)
         image[slices, :, columns] = _phase_last(solved, n_phase, inverse=True)
     return image
 
 
-def _conjugate_gradients(
-    operator: SenseOperator, samples: Array, precision: Array, start: Array | None, n_iterations: int
-) -> Array:
-    """Return the solution of (Sᴴ Fᴴ W F S + precision) image = Sᴴ Fᴴ W samples, preconditioned by its diagonal."""
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """The normal equations of one block: its encoding, V^-½ (x, *phase) and P^-1 (*phase), centre at index 0."""
+
+    encoding: SenseOperator
+    spread: Array
+    sharpness: Array
+
+    def normal(self, image: Array) -> Array:
+        fft, axes = _fft(image), tuple(range(1, image.ndim))
+        detail = fft.ifftn(self.sharpness * fft.fftn(self.spread * image, axes=axes), axes=axes)
+        return self.encoding.normal(image) + self.spread * detail
+
+    def diagonal(self) -> Array:
+        """Return the diagonal of `normal`, exactly: float32 (x, *phase)."""
+        maps, weights = self.encoding.maps, self.encoding.weights
+        sensitivity = (maps.real**2 + maps.imag**2).sum(0)
+        return weights.mean() * sensitivity + self.sharpness.mean() * self.spread**2
+
+
+def _conjugate_gradients(problem: _Problem, samples: Array, start: Array | None, n_iterations: int) -> Array:
+    """Return the solution of the normal equations for `samples`, preconditioned by their diagonal."""
     xp = array_module(samples)
-    right = operator.adjoint(xp.sqrt(operator.weights) * samples)
-    sensitivity = (operator.maps.real**2 + operator.maps.imag**2).sum(0)
-    diagonal = operator.weights.mean() * sensitivity + precision
+    right = problem.encoding.adjoint(xp.sqrt(problem.encoding.weights) * samples)
+    diagonal = problem.diagonal()
     image = xp.zeros_like(right) if start is None else start.copy()
-    residual = right if start is None else right - operator.normal(image) - precision * image
+    residual = right if start is None else right - problem.normal(image)
     scaled = residual / diagonal
     direction = scaled
     error = float(xp.vdot(residual, scaled).real)
@@ -223,7 +230,7 @@ def _conjugate_gradients(
     for _ in range(n_iterations):
         if error <= enough:
             break
-        product = operator.normal(direction) + precision * direction
+        product = problem.normal(direction)
         step = error / float(xp.vdot(direction, product).real)
         image += step * direction
         residual = residual - step * product

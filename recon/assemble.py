@@ -7,7 +7,7 @@ the statistics of the noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,13 +53,17 @@ class Assembler:
     counts it and goes on. The order of readouts alone decides what comes out, never the time at which they came.
     """
 
-    def __init__(self, scan: Scan, max_bytes: int = 8 << 30) -> None:
-        """Prepare for `scan`; raise AcquisitionError if no image could be made of it within `max_bytes` of lines."""
+    def __init__(self, scan: Scan, max_bytes: int = 8 << 30, early: bool = True) -> None:
+        """Prepare for `scan`, holding at most `max_bytes` of lines; raise AcquisitionError if it cannot be served.
+
+        early: whether `add` tells when an image is complete; without it every image stays open.
+        """
         for encoding in scan.encodings:
             check_encoding(encoding)
         self.scan = scan
         self.late: set[ImageKey] = set()
         self._max_bytes = max_bytes
+        self._early = early
         self._bytes = 0
         self._images: dict[ImageKey, _Lines] = {}
         self._references: dict[ImageKey | tuple[int, int], _Lines] = {}
@@ -98,7 +102,8 @@ class Assembler:
         self._reserve(line.nbytes)
         if is_imaging:
             lines = self._images.setdefault(acquisition.key, _Lines())
-            self._first.setdefault(acquisition.key, acquisition)
+            if acquisition.key not in self._first:  # its place only: the samples may be a view of a whole stream
+                self._first[acquisition.key] = replace(acquisition, samples=acquisition.samples[:1, :1].copy())
             self._edge.add(acquisition.samples, abs(place[1] - encoding.encoded_matrix.y // 2))
         else:
             at = acquisition.key if is_embedded else (acquisition.key.encoding, acquisition.key.slice)
@@ -106,6 +111,11 @@ class Assembler:
         if lines.add(place, line):
             self._bytes += line.nbytes
         return self._completed(acquisition)
+
+    @property
+    def n_coils(self) -> int:
+        """How many coils the readouts have; 0 before the first."""
+        return self._n_coils or 0
 
     def open_keys(self) -> list[ImageKey]:
         """Return the keys of images that have lines and are not complete, in order."""
@@ -168,8 +178,7 @@ class Assembler:
         grid, sources, block = source
         covariance = self._noise.covariance(self._first[key].sample_time_us, self.scan.noise_bandwidth_ratio)
         n_ky = block.ky[1] - block.ky[0]
-        assert self._n_coils is not None
-        out = np.zeros((grid.encoded_matrix.z, self._n_coils, n_ky, image_columns(grid)), np.complex64)
+        out = np.zeros((grid.encoded_matrix.z, self.n_coils, n_ky, image_columns(grid)), np.complex64)
         for kz, ky in block.places():
             out[kz, :, ky - block.ky[0]] = next(each for each in sources if (kz, ky) in each.sums).mean((kz, ky))
         if covariance is not None:
@@ -207,6 +216,8 @@ class Assembler:
 
     def _completed(self, acquisition: Acquisition) -> list[ImageKey]:
         """Which images end with this readout, by its flags; averages and partitions must all have come."""
+        if not self._early:
+            return []
         if acquisition.last_in_measurement:
             return self.open_keys()
         key = acquisition.key
@@ -222,11 +233,10 @@ class Assembler:
 
     def _whitening(self, sample_time_us: float) -> tuple[Array, float, bool]:
         """The whitening matrix (coil, coil), native units per noise unit, and whether the noise was measured."""
-        assert self._n_coils is not None
         covariance = self._noise.covariance(sample_time_us, self.scan.noise_bandwidth_ratio)
         if covariance is None:
             level = self._edge.level()
-            return np.eye(self._n_coils, dtype=np.complex64) / np.float32(level), level, False
+            return np.eye(self.n_coils, dtype=np.complex64) / np.float32(level), level, False
         return whitening_matrix(covariance), float(np.sqrt(np.trace(covariance).real / len(covariance))), True
 
     def _calibration_source(self, key: ImageKey) -> tuple[Encoding, list[_Lines], _Block] | None:

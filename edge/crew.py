@@ -1,0 +1,113 @@
+"""The worker process as the daemon sees it: started, fed with orders, listened to, killed when it hangs, replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Report = dict[str, Any]
+_LINE_LIMIT = 16 << 20
+_RESTART_PAUSE_S = 0.5
+
+
+class Crew:
+    """Keeps one worker process alive.
+
+    on_report: called with each report and its payload. on_start: called when a fresh worker is ready to be told of every
+    scan. on_death: called when one died or was killed, before the next starts.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        timeout_s: float,
+        on_report: Callable[[Report, bytes], None],
+        on_start: Callable[[], None],
+        on_death: Callable[[], None],
+    ) -> None:
+        self.pid: int | None = None
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._on_report = on_report
+        self._on_start = on_start
+        self._on_death = on_death
+        self._process: asyncio.subprocess.Process | None = None
+        self._heard_at = time.monotonic()
+        self._is_stopping = False
+
+    def order(self, do: str, scan_id: str, **fields: Any) -> None:
+        """Give an order; without a worker it is dropped, as the next one is told of everything at its start."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.is_closing():
+            return
+        process.stdin.write(json.dumps({"do": do, "scan_id": scan_id, **fields}).encode() + b"\n")
+
+    async def run(self) -> None:
+        """Keep a worker running until `stop`."""
+        while not self._is_stopping:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "edge.worker",
+                json.dumps(self._settings),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LINE_LIMIT,
+            )
+            self._process, self.pid = process, process.pid
+            self._heard_at = time.monotonic()
+            watch = asyncio.create_task(self._watch(process))
+            try:
+                await self._listen(process)
+            finally:
+                watch.cancel()
+                with suppress(ProcessLookupError):
+                    process.kill()
+                code = await process.wait()
+                self._process, self.pid = None, None
+            if not self._is_stopping:
+                log.warning("worker ended code=%d; another is started", code)
+                self._on_death()
+                await asyncio.sleep(_RESTART_PAUSE_S)
+
+    async def stop(self) -> None:
+        """Let the worker end by itself for a moment, then kill it."""
+        self._is_stopping = True
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(process.wait(), 5.0)
+
+    async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        out = process.stdout
+        assert out is not None
+        while line := await out.readline():
+            try:
+                report = json.loads(line)
+                payload = await out.readexactly(report["n_bytes"])
+            except (ValueError, asyncio.IncompleteReadError):
+                return  # it died in the middle of a report
+            self._heard_at = time.monotonic()
+            if report["report"] == "ready":
+                self._on_start()
+            else:
+                self._on_report(report, payload)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a worker that has been silent for too long."""
+        while True:
+            await asyncio.sleep(min(1.0, self._timeout_s / 4))
+            if time.monotonic() - self._heard_at > self._timeout_s:
+                log.warning("worker silent for %.0f s; it is killed", self._timeout_s)
+                with suppress(ProcessLookupError):
+                    process.kill()
+                return

@@ -1,0 +1,406 @@
+"""The daemon: scanners in, images, files and events out; everything that must survive is on disk before it is shown.
+
+It is crash-only: killed at any moment and started again, it reads the spool and the ledger and goes on. Complete scans are
+finished, interrupted ones are reconstructed as far as whole slices reach and marked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import fcntl
+import hashlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from edge.chain import findings_json
+from edge.crew import Crew, Report
+from edge.ledger import Ledger
+from edge.mrd import Limits
+from edge.mrd_write import ImageInfo, encode_image
+from edge.server import MrdServer, ServerLimits, Session
+from edge.settings import Settings
+from edge.spool import Ending, Spool
+from edge.window import display_window
+from edge.wire import Publisher, encode_event, utc_now
+from recon.arrays import Array
+from recon.errors import DeliveryError, ScanError
+from triage.findings import not_assessed
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_S = 0.5  # between two progress events of one scan
+_SERIES = {"classical": 1, "network": 2, "super-resolved": 3}  # image_series_index, plus ten for each encoding
+_MAX_DEATHS = 10  # of workers that were reading a scan and making no image
+
+
+class LiveScan:
+    """What the daemon remembers of a scan that is not finished."""
+
+    def __init__(self, scan_id: str, session: Session | None, received_at: str) -> None:
+        self.scan_id = scan_id
+        self.session = session
+        self.received_at = received_at
+        self.ending: Ending | None = None
+        self.reason = ""
+        self.n_bytes = 0
+        self.n_readouts = 0
+        self.n_sent = 0
+        self.making = ""
+        self.warned = False
+        self.progress_at = 0.0
+        self.window_high = 0.0
+        self.outcome: tuple[str, str] | None = None  # level and words for the client, once it is served
+        self.latencies_ms: list[float] = []
+        self._arrivals: list[tuple[int, float]] = []  # bytes in the spool, and when (monotonic)
+        self.outbox: asyncio.Queue[bytes | tuple[str, str] | None] = asyncio.Queue()
+
+    def arrived(self, n_bytes: int, n_readouts: int) -> None:
+        """Note how far the stream has come."""
+        self.n_bytes, self.n_readouts = n_bytes, n_readouts
+        self._arrivals.append((n_bytes, time.monotonic()))
+
+    def arrived_at(self, message_end: int) -> float | None:
+        """When (monotonic) the byte before `message_end` had come; forgets what came before."""
+        at = bisect.bisect_left(self._arrivals, (message_end, 0.0))
+        if not message_end or at == len(self._arrivals):
+            return None
+        when = self._arrivals[at][1]
+        del self._arrivals[:at]
+        return when
+
+
+class Daemon:
+    """Ties server, worker, ledger and events together. `run` serves until `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the state folder; raises ScanError or DeliveryError where it cannot be used."""
+        self._settings = settings
+        state = settings.state
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DeliveryError(f"the state folder {state} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise DeliveryError(f"another daemon uses the state folder {state}; stop it or choose --state") from error
+        try:
+            self._ledger = Ledger(state / "ledger.sqlite")
+        except sqlite3.Error as error:
+            raise DeliveryError(f"{state / 'ledger.sqlite'} is not a ledger that can be opened") from error
+        self._spool = Spool(state / "spool")
+        self._scans: dict[str, LiveScan] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        wire = Limits(acquisition_bytes=settings.mrd.max_message_mib << 20)
+        limits = ServerLimits(
+            wire=wire,
+            sessions=settings.mrd.max_sessions,
+            first_s=settings.mrd.first_data_timeout_s,
+            idle_s=settings.mrd.idle_timeout_s,
+        )
+        self._server = MrdServer(settings.mrd.host, settings.mrd.port, self._spool, self, limits)
+        self._crew = Crew(
+            {"method": settings.worker.method, "max_scan_mib": settings.worker.max_scan_mib, "limits": asdict(wire)},
+            settings.worker.timeout_s,
+            self._on_report,
+            self._on_worker_start,
+            self._on_worker_death,
+        )
+        self._publisher = Publisher(settings.events.address)
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    @property
+    def events_address(self) -> str:
+        """Where events are published."""
+        return self._publisher.address
+
+    @property
+    def port(self) -> int:
+        """The port that scanners connect to; known once `run` has started the server."""
+        return self._server.port
+
+    async def run(self) -> None:
+        """Recover what a crash left, then serve until `stop`; raises what made a task fail."""
+        self._recover()
+        await self._server.start()
+        log.info("serving mrd=%s:%d events=%s", self._settings.mrd.host, self.port, self.events_address)
+        self._start(self._crew.run())
+        self._start(self._beat())
+        await self._stopping.wait()
+        await self._server.stop()
+        await self._crew.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._publisher.close()
+        self._ledger.close()
+        os.close(self._lock)
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """End `run`. Scans in flight stay in the spool and are taken up at the next start."""
+        self._stopping.set()
+
+    # What the MRD server tells
+
+    async def admit(self) -> None:
+        """Refuse a new scan while the disk is too full for it."""
+        free = self._spool.free_bytes() >> 20
+        least = self._settings.disk.min_free_mib
+        if free < least:
+            raise ScanError(f"no new scan is taken: the disk has {free} MiB left, {least} MiB are kept free")
+
+    def scan_opened(self, session: Session, scan_id: str, config: str, header: bytes) -> None:
+        """A scan starts."""
+        now = utc_now()
+        self._ledger.open_scan(scan_id, now)
+        scan = self._scans[scan_id] = LiveScan(scan_id, session, now)
+        self._start(self._deliver(scan))
+        self._open_at_worker(scan)
+
+    def scan_grew(self, scan_id: str, n_bytes: int, n_readouts: int) -> None:
+        """More of it is in the spool."""
+        scan = self._scans.get(scan_id)
+        if scan is None:
+            return
+        scan.arrived(n_bytes, n_readouts)
+        self._crew.order("grow", scan_id)
+        now = time.monotonic()
+        if now - scan.progress_at >= _PROGRESS_S:
+            scan.progress_at = now
+            self._publish("scan.progress", scan_id, {"readouts": n_readouts, "bytes": n_bytes, "images": scan.n_sent})
+
+    def scan_text(self, scan_id: str, text: str) -> None:
+        """Parameters from a scanner's console; none of them changes anything yet."""
+        log.info("scan text id=%s bytes=%d", scan_id, len(text))
+
+    def scan_closed(self, scan_id: str, ending: Ending, reason: str) -> None:
+        """Its stream has ended."""
+        scan = self._scans[scan_id]
+        scan.ending, scan.reason = ending, reason
+        self._ledger.end_scan(scan_id, ending, reason, scan.n_bytes, scan.n_readouts)
+        if scan.outcome is not None:
+            self._conclude(scan)
+        else:
+            self._crew.order("close", scan_id, ending=ending, reason=reason)
+
+    # What the worker tells
+
+    def _on_worker_start(self) -> None:
+        for scan in self._scans.values():
+            if scan.outcome is None:
+                self._open_at_worker(scan)
+
+    def _on_worker_death(self) -> None:
+        """Count the death against what was being made; an image that killed twice is set aside at the next start."""
+        open_scans = [scan for scan in self._scans.values() if scan.outcome is None]
+        for scan in [scan for scan in open_scans if scan.making] or open_scans:
+            n = self._ledger.note_death(scan.scan_id, scan.making)
+            log.warning("worker died at id=%s image=%s times=%d", scan.scan_id, scan.making or "none", n)
+            if not scan.making and n >= _MAX_DEATHS:
+                self._fail(scan, "worker", f"the reconstruction process died {n} times while it read this scan")
+            scan.making = ""
+
+    def _open_at_worker(self, scan: LiveScan) -> None:
+        self._crew.order(
+            "open",
+            scan.scan_id,
+            spool=str(self._spool.path(scan.scan_id)),
+            results=str(self._settings.state / "results" / scan.scan_id),
+            received_at=scan.received_at.replace("Z", "+00:00"),
+            set_aside=self._ledger.set_aside(scan.scan_id),
+        )
+        if scan.ending is not None:
+            self._crew.order("close", scan.scan_id, ending=scan.ending, reason=scan.reason)
+
+    def _on_report(self, report: Report, payload: bytes) -> None:
+        scan = self._scans.get(report.get("scan_id", ""))
+        if scan is None:
+            return
+        kind = report["report"]
+        if kind == "started":
+            names = ("matrix", "slices", "coils", "acceleration", "field_t")
+            self._publish("scan.started", scan.scan_id, {name: report[name] for name in names})
+        elif kind == "making":
+            scan.making = report["image_key"]
+        elif kind == "image":
+            scan.making = ""
+            self._on_image(scan, report, np.frombuffer(payload, "<f4").reshape(report["shape"]))
+        elif kind == "done":
+            self._on_done(scan, report)
+        elif kind == "failed":
+            self._fail(scan, report["code"], report["reason"])
+
+    def _on_image(self, scan: LiveScan, report: Report, image: Array) -> None:
+        """Send one image to the scanner and to every subscriber, unless this very image went out before."""
+        digest = hashlib.sha256(image.tobytes()).hexdigest()
+        if not self._ledger.note_image(scan.scan_id, report["series"], report["image_key"], digest):
+            return
+        if not report["is_known"] and not scan.warned:
+            scan.warned = True
+            scan.outbox.put_nowait(("WARNING", "the readouts carry no usable directions: an axial plane is assumed"))
+        scan.outbox.put_nowait(
+            encode_image(image if len(image) > 1 else image[0], _image_info(report, scan.n_sent + 1))
+        )
+        scan.n_sent += 1
+        last_line_at = scan.arrived_at(report["message_end"])
+        if last_line_at is not None:
+            scan.latencies_ms.append((time.monotonic() - last_line_at) * 1e3)
+        low, high = display_window(image)
+        scan.window_high = max(scan.window_high, high)
+        for number, plane in enumerate(image):
+            fields = {
+                "series": report["series"],
+                "slice": number if len(image) > 1 else report["key"]["slice"],
+                "slices": report["n_slices"],
+                "volume": report["volume_index"],
+                "dtype": "<f4",
+                "shape": list(plane.shape),
+                "spacing_mm": report["spacing_mm"],
+                "window": [low, scan.window_high],
+                "sha256": digest,
+            }
+            self._publish("image", scan.scan_id, fields, plane.tobytes())
+
+    def _on_done(self, scan: LiveScan, report: Report) -> None:
+        self._publish("quality", scan.scan_id, report["quality"])
+        self._publish("findings", scan.scan_id, {"findings": report["findings"]})
+        words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
+        left_out = report["quality"]["reasons"]
+        level = "WARNING" if left_out else "INFO"
+        scan.outcome = (level, "; ".join([words, *left_out]))
+        latency = np.percentile(scan.latencies_ms, [50, 95]).round(1).tolist() if scan.latencies_ms else None
+        fields = {
+            "ending": scan.ending,
+            "reason": scan.reason,
+            "method": report["method"],
+            "images": report["n_images"],
+            "readouts": report["n_readouts"],
+            "results": f"results/{scan.scan_id}",
+            "latency_ms_p50_p95": latency,
+            "stage_ms": report["stage_ms"],
+        }
+        self._ledger.finish_scan(scan.scan_id, "done", scan.reason, utc_now())
+        kind = "scan.failed" if scan.ending == "failed" else "scan.done"
+        self._publish(kind, scan.scan_id, fields)
+        log.info("scan done id=%s ending=%s images=%d", scan.scan_id, scan.ending, report["n_images"])
+        self._conclude(scan)
+
+    def _fail(self, scan: LiveScan, code: str, reason: str) -> None:
+        """Say everywhere that a scan cannot be served; its raw data stay in the spool."""
+        self._publish("findings", scan.scan_id, {"findings": findings_json(not_assessed(reason))})
+        self._publish("scan.failed", scan.scan_id, {"code": code, "reason": reason})
+        self._ledger.finish_scan(scan.scan_id, "failed", reason, utc_now())
+        log.warning("scan failed id=%s code=%s", scan.scan_id, code)
+        scan.outcome = ("ERROR", reason)
+        self._conclude(scan)
+
+    def _conclude(self, scan: LiveScan) -> None:
+        """Tell the client the outcome; once its stream has ended too, close the session and forget the scan."""
+        if scan.outcome is not None and scan.outcome[1]:
+            scan.outbox.put_nowait(scan.outcome)
+            scan.outcome = (scan.outcome[0], "")
+        if scan.ending is not None:
+            scan.outbox.put_nowait(None)
+            self._scans.pop(scan.scan_id, None)
+
+    # Towards the world
+
+    async def _deliver(self, scan: LiveScan) -> None:
+        """Send a scan's images and words to its client, in order; a client that has left misses them, nobody waits."""
+        session = scan.session
+        is_there = session is not None
+        while (item := await scan.outbox.get()) is not None:
+            if not is_there or session is None:
+                continue
+            try:
+                await (session.text(*item) if isinstance(item, tuple) else session.send(item))
+            except DeliveryError:
+                is_there = False
+        if session is not None:
+            await session.finish()
+
+    def _publish(self, kind: str, scan_id: str, fields: dict[str, Any], payload: bytes | None = None) -> None:
+        """Enter an event in the ledger, then send it."""
+        at = utc_now()
+        fields = {"scan_id": scan_id, **fields} if scan_id else fields
+        seq = self._ledger.add_event(kind, scan_id, at, fields)
+        self._publisher.send(encode_event(kind, seq, at, fields, payload))
+
+    async def _beat(self) -> None:
+        """Publish that the daemon lives, and keep the ledger of events short."""
+        while True:
+            self._publish("heartbeat", "", {"scans": len(self._scans), "worker": self._crew.pid is not None})
+            self._ledger.prune_events(self._settings.events.keep)
+            await asyncio.sleep(self._settings.events.heartbeat_s)
+
+    def _recover(self) -> None:
+        """Take up every scan that the ledger does not call finished."""
+        self._spool.recover()
+        for state in self._spool.scans():
+            row = self._ledger.scan(state.scan_id)
+            if row is not None and row.state in ("done", "failed"):
+                continue
+            received_at = row.received_at if row is not None else utc_now()
+            self._ledger.open_scan(state.scan_id, received_at)
+            scan = LiveScan(state.scan_id, None, received_at)
+            scan.ending, scan.reason = state.ending or "interrupted", state.reason
+            scan.n_bytes = state.n_bytes
+            self._ledger.end_scan(state.scan_id, scan.ending, scan.reason, state.n_bytes, 0)
+            self._scans[state.scan_id] = scan
+            self._start(self._deliver(scan))
+            log.info("scan recovered id=%s ending=%s", state.scan_id, scan.ending)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task; one that ends by an unforeseen error ends the daemon, for systemd to start afresh."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_end)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = failure
+            self._stopping.set()
+
+
+def _image_info(report: Report, index: int) -> ImageInfo:
+    """What the scanner is told of an image: its own place, direction and size."""
+    n_z, n_y, n_x = report["shape"]
+    distance, dy, dx = report["spacing_mm"]
+    row, col = np.array(report["row_dir"]), np.array(report["col_dir"])
+    centre = np.array(report["origin_mm"])[n_z // 2] + row * dx * (n_x // 2) + col * dy * (n_y // 2)
+    key = report["key"]
+    return ImageInfo(
+        position_mm=_three(centre),
+        row_dir=_three(row),
+        col_dir=_three(col),
+        slice_dir=_three(np.cross(row, col)),
+        fov_mm=(n_x * dx, n_y * dy, n_z * distance if n_z > 1 else report["thickness_mm"]),
+        series=_SERIES[report["series"]] + 10 * key["encoding"],
+        index=index,
+        series_description=f"Scanside {report['series']}",
+        slice=key["slice"],
+        contrast=key["contrast"],
+        phase=key["phase"],
+        repetition=key["repetition"],
+        set=key["set"],
+        comment="Not for diagnostic use",
+    )
+
+
+def _three(vector: Array) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in vector)
+    return x, y, z

@@ -1,0 +1,265 @@
+"""The reconstruction process: reads spools, makes images, and tells the daemon over a pipe.
+
+Orders come as JSON lines on standard input; reports go out as JSON lines, an image's pixels behind its line. The
+process holds nothing that the spool does not: it may die at any moment and another takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from edge.chain import Chain, SliceImage
+from edge.header import read_header
+from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
+from edge.results import Results
+from edge.spool import SpoolReader
+from recon.arrays import Array
+from recon.errors import AcquisitionError, ScanError, StreamError
+from recon.scan import ImageKey
+
+log = logging.getLogger(__name__)
+
+_TURN = 64  # messages that one scan may take before the others have theirs
+_BEAT_S = 1.0
+
+
+class Reports:
+    """Standard output as a line of reports."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+
+    def send(self, report: str, payload: Array | None = None, **fields: Any) -> None:
+        """Send one report, and float32 pixels behind it."""
+        n_bytes = 0 if payload is None else payload.nbytes
+        line = json.dumps({"report": report, "n_bytes": n_bytes, **fields}, allow_nan=False)
+        self._out.write(line.encode() + b"\n")
+        if payload is not None:
+            self._out.write(np.ascontiguousarray(payload, "<f4").data)
+        self._out.flush()
+
+
+class OpenScan:
+    """One scan that the worker follows through its spool."""
+
+    def __init__(self, order: dict[str, Any], reports: Reports, settings: dict[str, Any]) -> None:
+        self.scan_id: str = order["scan_id"]
+        self.ending: str | None = None
+        self.reason = ""
+        self._order = order
+        self._reports = reports
+        self._settings = settings
+        self._limits = Limits(**settings["limits"])
+        self._reader = SpoolReader(Path(order["spool"]), self._limits)
+        self._set_aside = frozenset(order["set_aside"])
+        self._chain: Chain | None = None
+        self._is_done = False
+
+    def turn(self) -> bool:
+        """Take the next messages that have come; False when there were none."""
+        taken = False
+        try:
+            for message in islice(self._reader.messages(), _TURN):
+                if message.id is MessageId.CLOSE:
+                    break
+                taken = True
+                self._take(message)
+        except StreamError:
+            taken = False  # the server says so too, as the scan's ending; what came before it stands
+        if not taken and self.ending is not None:
+            self._finish()
+        return taken
+
+    def work_ahead(self) -> bool:
+        """Do a piece of work that no message waits for."""
+        return self._chain is not None and self._chain.work_ahead()
+
+    def close(self) -> None:
+        """Let go of the spool."""
+        self._reader.close()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the results are written."""
+        return self._is_done
+
+    def _take(self, message: Message) -> None:
+        if message.id is MessageId.HEADER:
+            self._open(read_bytes(self._reader.buffer, message))
+        elif message.id is MessageId.ACQUISITION:
+            if self._chain is None:
+                raise AcquisitionError("readouts came without a header before them; an ISMRMRD XML header is needed")
+            self._chain.feed(read_acquisition(self._reader.buffer, message), message.end)
+
+    def _open(self, xml: bytes) -> None:
+        scan, exam = read_header(xml, self.scan_id)
+        received_at = datetime.fromisoformat(self._order["received_at"])
+        self._chain = Chain(
+            Results(Path(self._order["results"]), scan, exam, received_at),
+            method=self._settings["method"],
+            max_scan_mib=self._settings["max_scan_mib"],
+            on_image=self._send_image,
+            may_make=self._may_make,
+        )
+        encoding = scan.encodings[0]
+        limit = encoding.limits.get("slice")
+        self._reports.send(
+            "started",
+            scan_id=self.scan_id,
+            matrix=list(encoding.recon_matrix),
+            slices=encoding.recon_matrix.z if encoding.is_3d else (limit.maximum + 1 if limit else 1),
+            coils=scan.n_coils,
+            acceleration=list(encoding.acceleration),
+            field_t=scan.field_t,
+        )
+
+    def _may_make(self, key: ImageKey) -> bool:
+        name = image_name(key)
+        if name in self._set_aside:
+            return False
+        self._reports.send("making", scan_id=self.scan_id, image_key=name)
+        return True
+
+    def _send_image(self, image: SliceImage) -> None:
+        geometry = image.geometry
+        self._reports.send(
+            "image",
+            image.data,
+            scan_id=self.scan_id,
+            image_key=image_name(image.key),
+            key=image.key._asdict(),
+            series=image.series,
+            n_slices=image.n_slices,
+            volume_index=image.volume_index,
+            shape=list(image.data.shape),
+            message_end=image.message_end,
+            origin_mm=geometry.origin_mm.tolist(),
+            row_dir=geometry.row_dir,
+            col_dir=geometry.col_dir,
+            spacing_mm=geometry.spacing_mm,
+            thickness_mm=geometry.thickness_mm,
+            is_known=geometry.is_known,
+        )
+
+    def _finish(self) -> None:
+        if self._chain is None:
+            raise AcquisitionError("the stream ended without a header; an ISMRMRD XML header is needed before readouts")
+        assert self.ending is not None
+        report = self._chain.finish(self.ending, self.reason, self._replay)
+        self._is_done = True
+        self._reports.send(
+            "done",
+            scan_id=self.scan_id,
+            quality=report["quality"],
+            findings=report["findings"],
+            method=report["method"],
+            n_images=report["n_images"],
+            n_readouts=report["n_readouts"],
+            stage_ms=report["stage_ms"],
+        )
+
+    def _replay(self) -> Iterator[Readout]:
+        again = SpoolReader(Path(self._order["spool"]), self._limits)
+        try:
+            for message in again.messages():
+                if message.id is MessageId.ACQUISITION:
+                    yield read_acquisition(again.buffer, message)
+        finally:
+            again.close()
+
+
+def image_name(key: ImageKey) -> str:
+    """Return an image key as a short text: what the ledger and events call it."""
+    return "-".join(str(number) for number in key)
+
+
+class Worker:
+    """Serves scans in turns until standard input ends."""
+
+    def __init__(self, orders: BinaryIO, out: BinaryIO, settings: dict[str, Any]) -> None:
+        self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._reports = Reports(out)
+        self._settings = settings
+        self._scans: dict[str, OpenScan] = {}
+        self._ring: deque[str] = deque()
+        threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
+
+    def run(self) -> None:
+        """Work until the daemon closes the pipe; reports at least each second, except while one image is being made."""
+        self._reports.send("ready")
+        is_busy = False
+        beat_at = time.monotonic()
+        while True:
+            if time.monotonic() - beat_at >= _BEAT_S:
+                beat_at = time.monotonic()
+                self._reports.send("beat")
+            try:
+                order = self._orders.get(block=not is_busy, timeout=None if is_busy else _BEAT_S)
+            except Empty:
+                is_busy = self._turn_all() or self._work_ahead()
+                continue
+            if order is None:
+                return
+            self._obey(order)
+            is_busy = True
+
+    def _listen(self, orders: BinaryIO) -> None:
+        for line in orders:
+            self._orders.put(json.loads(line))
+        self._orders.put(None)
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        scan_id = order["scan_id"]
+        if order["do"] == "open":
+            self._scans[scan_id] = OpenScan(order, self._reports, self._settings)
+            self._ring.append(scan_id)
+        elif order["do"] == "close" and scan_id in self._scans:
+            self._scans[scan_id].ending = order["ending"]
+            self._scans[scan_id].reason = order["reason"]
+
+    def _turn_all(self) -> bool:
+        """Give every scan its turn; False when none had anything to do."""
+        was_busy = False
+        for scan_id in list(self._ring):
+            scan = self._scans[scan_id]
+            try:
+                was_busy |= scan.turn()
+            except ScanError as error:
+                log.info("scan failed id=%s code=%s", scan_id, error.code)
+                self._reports.send("failed", scan_id=scan_id, code=error.code, reason=str(error))
+                self._forget(scan_id)
+                continue
+            if scan.is_done:
+                self._forget(scan_id)
+        return was_busy
+
+    def _work_ahead(self) -> bool:
+        return any(self._scans[scan_id].work_ahead() for scan_id in self._ring)
+
+    def _forget(self, scan_id: str) -> None:
+        self._ring.remove(scan_id)
+        self._scans.pop(scan_id).close()
+
+
+def main() -> int:
+    """Run a worker on standard input and output; the one argument is its settings as JSON."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    Worker(sys.stdin.buffer, sys.stdout.buffer, json.loads(sys.argv[1])).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -145,7 +145,10 @@ class _Hdf5:
         for at in range(0, len(places), self._block):
             wanted = places[at : at + self._block]
             first = int(wanted[0])
-            rows = data[first : int(wanted[-1]) + 1]
+            try:
+                rows = data[first : int(wanted[-1]) + 1]
+            except OSError as error:
+                raise AcquisitionError(f"the file is damaged at acquisition {first} or soon after") from error
             for place in wanted:
                 row = rows[place - first]
                 trajectory = np.asarray(row["traj"], "<f4").tobytes() if has_trajectory else b""

@@ -21,7 +21,7 @@ _RESTART_PAUSE_S = 0.5
 class Crew:
     """Keeps one worker process alive.
 
-    on_report: called with each report and its payload. on_start: called when a fresh worker is ready to be told of every
+    on_report: called with each report and its payload. on_start: called when a fresh worker waits to be told of every
     scan. on_death: called when one died or was killed, before the next starts.
     """
 

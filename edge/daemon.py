@@ -1,7 +1,7 @@
 """The daemon: scanners in, images, files and events out; everything that must survive is on disk before it is shown.
 
-It is crash-only: killed at any moment and started again, it reads the spool and the ledger and goes on. Complete scans are
-finished, interrupted ones are reconstructed as far as whole slices reach and marked.
+It is crash-only: killed at any moment and started again, it reads the spool and the ledger and goes on. Complete scans
+are finished, interrupted ones are reconstructed as far as whole slices reach and marked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from edge.crew import Crew, Report
 from edge.ledger import Ledger
 from edge.mrd import Limits
 from edge.mrd_write import ImageInfo, encode_image
-from edge.server import MrdServer, ServerLimits, Session
+from edge.server import MrdServer
+from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
 from edge.window import display_window

@@ -1,0 +1,132 @@
+"""`scanside doctor`: what is here, what would be used, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edge.settings import Settings, SettingsError, check, read_settings
+
+_PACKAGES = ("numpy", "scipy", "h5py", "ismrmrd", "pydicom", "pyzmq", "rich", "pillow", "defusedxml")
+_OPTIONAL = {"cupy-cuda12x": "GPU arrays", "onnxruntime": "trained networks on the CPU", "tensorrt": "trained networks"}
+_TOOLS = {
+    "dciodvfy": "checks DICOM files (Debian: dicom3tools)",
+    "dcm2niix": "reads DICOM geometry (Debian: dcm2niix)",
+    "bart": "the reconstruction compared with (Debian: bart)",
+    "ismrmrd_generate_cartesian_shepp_logan": "phantom scans (Debian: ismrmrd-tools)",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table; `level` is ok, note (works without it) or fault."""
+
+    level: str
+    what: str
+    words: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `scanside doctor`."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the daemon's settings, to check them too")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="the state folder to check (the settings')")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; 0 when the daemon could run, 1 when something stands in its way, 2 for wrong settings."""
+    try:
+        settings = read_settings(args.config)
+        check(settings)
+    except SettingsError as error:
+        print(f"scanside doctor: {error}", file=sys.stderr)
+        return 2
+    findings = examine(settings, args.state or settings.state)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "checked", "found"):
+        table.add_column(heading)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]–[/]", "fault": "[red]fault[/]"}
+    for finding in findings:
+        table.add_row(marks[finding.level], finding.what, finding.words)
+    Console().print(table)
+    return 1 if any(finding.level == "fault" for finding in findings) else 0
+
+
+def examine(settings: Settings, state: Path) -> list[Finding]:
+    """Check this machine for a daemon with `settings` that keeps its state in `state`."""
+    found = [
+        Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"),
+        *(_package(name) for name in _PACKAGES),
+        *(_optional(name, use) for name, use in _OPTIONAL.items()),
+        Finding(
+            "ok", "reconstruction", "NumPy on the CPU: ESPIRiT maps and CG-SENSE (no trained network is installed)"
+        ),
+        _state(state),
+        _disk(state, settings.disk.min_free_mib),
+        _port("MRD port", settings.mrd.host, settings.mrd.port),
+    ]
+    scheme, _, place = settings.events.address.partition("://")
+    host, _, port = place.rpartition(":")
+    if scheme == "tcp" and port.isdigit():
+        found.append(_port("event port", host.strip("[]"), int(port)))
+    return found + [_tool(name, use) for name, use in _TOOLS.items()]
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding("ok", name, version(name))
+    except PackageNotFoundError:
+        return Finding("fault", name, f"missing; pip install {name}")
+
+
+def _optional(name: str, use: str) -> Finding:
+    try:
+        return Finding("ok", name, version(name))
+    except PackageNotFoundError:
+        return Finding("note", name, f"not installed ({use}); the CPU serves")
+
+
+def _state(state: Path) -> Finding:
+    folder = state
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding("ok", "state folder", f"{state} can be {'written' if folder == state else 'made'}")
+    except OSError as error:
+        return Finding("fault", "state folder", f"{folder} cannot be written ({error.strerror}); choose --state DIR")
+
+
+def _disk(state: Path, least_mib: int) -> Finding:
+    folder = state
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free >> 20
+    words = f"{free} MiB free, new scans are refused below {least_mib} MiB"
+    return Finding("ok" if free >= least_mib else "fault", "disk", words)
+
+
+def _port(what: str, host: str, port: int) -> Finding:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding("fault", what, f"{host}:{port} cannot be used: {error.strerror}; is a daemon running?")
+    return Finding("ok", what, f"{host}:{port} is free")
+
+
+def _tool(name: str, use: str) -> Finding:
+    path = shutil.which(name)
+    return Finding("ok", name, path) if path else Finding("note", name, f"not installed: {use}; only tests use it")

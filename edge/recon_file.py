@@ -1,0 +1,85 @@
+"""`scanside recon`: the same chain as the daemon's, on a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from edge.chain import Chain
+from edge.header import read_header
+from edge.mrd import Readout, next_message, read_acquisition
+from edge.rawfile import RawFile, open_raw
+from edge.results import Results
+from edge.spool import new_scan_id
+from edge.undersample import undersample
+from recon.errors import ScanError
+from recon.reconstruct import METHODS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `scanside recon`."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="ISMRMRD .h5, or a recorded MRD stream (raw.mrd)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go (made if need be)")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="auto takes the best that serves this scan; sense and zero-filled insist (%(default)s)",
+    )
+    parser.add_argument("--accelerate", type=int, default=1, metavar="R", help="keep every R-th phase-encode line only")
+    parser.add_argument("--acs", type=int, default=24, metavar="N", help="and the N central ones (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do `scanside recon`: 0 done, 1 the scan cannot be served, 2 wrong use."""
+    if args.method == "network":
+        return _fail("--method network: no trained network is installed; auto, sense and zero-filled are there", 2)
+    if not args.file.is_file():
+        return _fail(f"{args.file}: there is no such file", 2)
+    if args.accelerate < 1 or args.acs < 0:
+        return _fail(f"--accelerate {args.accelerate} --acs {args.acs}: R ≥ 1 and N ≥ 0 are needed", 2)
+    try:
+        raw = undersample(open_raw(args.file), args.accelerate, args.acs)
+        report = reconstruct_file(raw, args.out, args.method)
+    except ScanError as error:
+        return _fail(str(error), 1)
+    for volume in report["volumes"]:
+        shape = "×".join(map(str, volume["shape"]))
+        print(f"{args.out / volume['file']}  {shape}  {volume['method']}  {volume['dicom_files']} DICOM files")
+    for reason in report["quality"]["reasons"]:
+        print(f"quality: {reason}")
+    print(f"{args.out / 'report.json'}  {args.out / 'preview.png'}")
+    return 0
+
+
+def reconstruct_file(raw: RawFile, folder: Path, method: str) -> dict[str, Any]:
+    """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError."""
+    scan, exam = read_header(raw.header, new_scan_id())
+    chain = Chain(Results(folder, scan, exam), method=method)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("readouts", total=len(raw.heads))
+        for readout in readouts(raw):
+            chain.feed(readout)
+            progress.advance(task)
+        return chain.finish("complete", "", lambda: readouts(raw))
+
+
+def readouts(raw: RawFile) -> Iterator[Readout]:
+    """Yield the readouts of a file as they would arrive. Raises AcquisitionError where the file is damaged."""
+    for content in raw.acquisitions():
+        message = next_message(content)
+        assert message is not None
+        yield read_acquisition(content, message)
+
+
+def _fail(reason: str, code: int) -> int:
+    print(f"scanside recon: {reason}", file=sys.stderr)
+    return code

@@ -66,12 +66,13 @@ def _slice_rows(
         detail.append(Panel("", image[y0:y1, x0:x1], spacing, window))
         if image is not truth:
             error = 100 * np.abs(image - truth) / window[1]
-            errors.append(Panel(f"Error × {gain:g}", error, spacing, (0.0, 100 / gain), "error", unit=" %"))
+            range_percent = (0.0, 100 / gain)
+            errors.append(Panel(f"Error × {gain:g}", error, spacing, range_percent, "error", "of white", " %"))
     return [whole, detail, errors]
 
 
 def busiest_box(image: Array) -> tuple[int, int, int, int]:
-    """Return (y0, y1, x0, x1), `ZOOM` of `image` (y, x) wide and high, where most edges are, nearer the middle first."""
+    """Return (y0, y1, x0, x1), `ZOOM` of `image` (y, x) each way, where most edges are, nearer the middle first."""
     height, width = (max(round(ZOOM * n), 1) for n in image.shape)
     edges = gaussian_gradient_magnitude(np.asarray(image, np.float64), 1.0)
     y, x = (np.linspace(-1, 1, n) for n in image.shape)

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from edge.mrd import ACQUISITION_HEADER, IMAGE_HEADER, MAX_CHANNELS, WAVEFORM_HEADER, MessageId, Record
+from edge.mrd import ACQUISITION_HEADER, IMAGE_HEADER, MAX_CHANNELS, WAVEFORM_HEADER, MessageId
 from recon.arrays import Array
 from recon.errors import ShapeError, StreamError
 
@@ -72,7 +72,7 @@ def encode_response(correlation: int, text: str) -> bytes:
     return _message(MessageId.RESPONSE, _U8.pack(correlation), _U8.pack(len(content)), content)
 
 
-def encode_acquisition(header: Record, samples: Array, trajectory: Array | None = None) -> bytes:
+def encode_acquisition(header: Array, samples: Array, trajectory: Array | None = None) -> bytes:
     """Return ACQUISITION with samples complex64 (coil, sample) and trajectory float32 (sample, dimension).
 
     The counts in `header` are set to fit them. Raises StreamError where the two do not have one length or a count does
@@ -92,7 +92,7 @@ def encode_acquisition(header: Record, samples: Array, trajectory: Array | None 
     return _message(MessageId.ACQUISITION, head.tobytes(), path.tobytes(), samples.tobytes())
 
 
-def encode_waveform(header: Record, samples: Array) -> bytes:
+def encode_waveform(header: Array, samples: Array) -> bytes:
     """Return WAVEFORM: `header` with its counts set to fit samples uint32 (channel, sample)."""
     samples = np.ascontiguousarray(samples, "<u4")
     head = np.array(header, WAVEFORM_HEADER)

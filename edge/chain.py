@@ -183,7 +183,7 @@ class Chain:
 
     def _sense(self, assembler: Assembler, key: ImageKey) -> None:
         n_ky = self._scan.encodings[key.encoding].encoded_matrix.y
-        coils = sense_coils(assembler.calibration(key), n_ky, assembler.n_coils, self.clock.stage)
+        coils = sense_coils(assembler.calibration(key), n_ky, assembler.n_coils, assembler.has_noise, self.clock.stage)
         self._coils[key] = (assembler.n_calibrating(key), coils)
 
     def _make(self, assembler: Assembler, key: ImageKey, message_end: int) -> None:

@@ -117,6 +117,11 @@ class Assembler:
         """How many coils the readouts have; 0 before the first."""
         return self._n_coils or 0
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether noise readouts came, so that calibration lines are whitened."""
+        return self._noise.n_samples > 0
+
     def open_keys(self) -> list[ImageKey]:
         """Return the keys of images that have lines and are not complete, in order."""
         return sorted(self._images)

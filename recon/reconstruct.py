@@ -10,7 +10,7 @@ import numpy as np
 
 from recon.arrays import Array, closed
 from recon.coils import estimate_maps
-from recon.compress import compress, compression_matrix
+from recon.compress import MAX_VIRTUAL, choose_n_virtual, compress, compression_matrix
 from recon.errors import AcquisitionError
 from recon.fourier import to_image
 from recon.placement import to_recon_grid
@@ -51,23 +51,27 @@ class Image:
         object.__setattr__(self, "data", closed(self.data, np.float32))
 
 
-def sense_coils(calibration: Array | None, n_ky: int, n_coils: int, stage: Stage = unmarked) -> Sensitivities:
+def sense_coils(
+    calibration: Array | None, n_ky: int, n_coils: int, is_whitened: bool, stage: Stage = unmarked
+) -> Sensitivities:
     """Return coil compression and maps from calibration lines, complex64 (slice, coil, ky, x), for `n_ky` rows.
 
+    is_whitened: the lines have noise variance 1, which tells how many virtual coils hold signal; otherwise as many as
+        there may be are kept.
     Never raises for want of calibration: the reason is in the result, and root-sum-of-squares will serve.
     """
     if calibration is None:
         return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, "no calibration lines at the centre of k-space")
-    peak = np.abs(calibration).max()
-    with stage("compress"):
-        calibration = calibration / peak if peak > 0 else calibration  # float32 holds the powers of any native unit
-        matrix = compression_matrix(calibration)
-        calibration = compress(calibration, matrix)
-    with stage("maps"):
-        try:
+    try:
+        with stage("compress"):
+            n_virtual = choose_n_virtual(calibration) if is_whitened else min(n_coils, MAX_VIRTUAL)
+            matrix = compression_matrix(calibration, n_virtual)
+            # Peak 1: float32 holds the powers of any native unit then, and the maps have no unit.
+            calibration = compress(calibration / np.abs(calibration).max(), matrix)
+        with stage("maps"):
             return Sensitivities(matrix, estimate_maps(calibration, n_ky))
-        except AcquisitionError as error:
-            return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, str(error))
+    except AcquisitionError as error:
+        return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, str(error))
 
 
 def reconstruct(
@@ -90,7 +94,7 @@ def reconstruct(
     ]
     if method == "zero-filled":
         return _finish(_combined(kspace, encoding), kspace, "zero-filled", [*steps, "root-sum-of-squares"])
-    coils = sensitivities or sense_coils(kspace.calibration, n_ky, n_coils, stage)
+    coils = sensitivities or sense_coils(kspace.calibration, n_ky, n_coils, True, stage)
     if coils.maps is None:
         if method == "sense":
             raise AcquisitionError(f"SENSE needs coil maps, and there are none: {coils.reason}")

@@ -1,61 +1,30 @@
 """Volumes as DICOM: one MR Image Storage series each, one file a slice, marked for what it is.
 
-Sources: DICOM PS3.3 A.4 (MR Image IOD), C.7.6.2 (image plane), C.8.3.1 (MR image), C.12.1 (Synthetic Data), PS3.16
-CID 7005 (contributing equipment).
+Sources: DICOM PS3.3 A.4 (MR Image IOD), C.7.6.2 (image plane), C.11.1 and C.11.2 (rescale and window).
 """
 
 from __future__ import annotations
 
 import io
-import re
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.sequence import Sequence
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from edge.atomic import sync_folder, write_atomically
-from edge.dicom_values import (
-    as_code,
-    as_date,
-    as_decimal,
-    as_identifier,
-    as_name,
-    as_position,
-    as_sex,
-    as_text,
-    as_time,
-)
+from edge.dicom_mr import mr_header
+from edge.dicom_values import as_decimal
 from edge.exam import Exam
-from edge.uids import derive_uid, frame_of_reference_uid, instance_uid, series_uid, study_uid
+from edge.uids import derive_uid, instance_uid
 from edge.window import display_window
 from recon.arrays import Array
 from recon.errors import ScanError, ShapeError
-from recon.scan import Geometry, Provenance, Scan, Volume
+from recon.scan import Geometry, Scan, Volume
 
-SYNTHETIC_TITLE = "AI-SR – not for diagnostic use"
-PROCESSING = ("109102", "Processing Equipment")
-SYNTHESIZING = ("109100", "Synthesizing Equipment")
 TOP_LEVEL = 32767  # 15 bits: the same number to readers that take 16-bit pixels as signed and as unsigned
-
-METHODS = {
-    "network": "unrolled neural network with data consistency",
-    "sense": "regularised CG-SENSE, no neural network",
-    "root-sum-of-squares": "Fourier transform and root sum of squares over coils, no neural network",
-    "zero-filled": "zero-filled Fourier transform, no neural network",
-}
-
-# Words in the header's sequence type, the Scanning Sequence and the Sequence Variant that they stand for.
-SEQUENCES = (
-    (r"epi|ep2d", "EP", "NONE"),
-    (r"tse|fse|rare|space|haste|turbo ?spin|fast ?spin", "SE", "SK"),
-    (r"mprage|mp2rage|tfl|bravo", "GR", "MP"),
-    (r"flash|gre|gradient|ffe|fisp|spgr|vibe", "GR", "NONE"),
-    (r"\bse\b|spin", "SE", "NONE"),
-)
 
 
 def write_series(
@@ -83,7 +52,7 @@ def write_series(
     Raises ScanError if a voxel is not a finite number, ShapeError if there is none; OSError as the file system does.
     """
     pixels, slope = quantise(volume.data)
-    header = _header(volume, scan, exam, series, series_number, received_at, image_index, contrast)
+    header = mr_header(volume, scan, exam, series, series_number, received_at, image_index, contrast)
     _describe_pixels(header, pixels, slope, display_window(volume.data))
     row_dir, col_dir = _right_angles(volume.geometry)
     header.ImageOrientationPatient = [as_decimal(v) for v in (*row_dir, *col_dir)]
@@ -121,171 +90,6 @@ def quantise(data: Array) -> tuple[Array, float]:
     kind = "<i2" if data.min() < 0 else "<u2"
     levels = np.rint(data.astype(np.float64) / slope).clip(-TOP_LEVEL, TOP_LEVEL)
     return levels.astype(kind), slope
-
-
-def _header(
-    volume: Volume,
-    scan: Scan,
-    exam: Exam,
-    series: str,
-    series_number: int,
-    received_at: datetime | None,
-    image_index: int,
-    contrast: int,
-) -> Dataset:
-    """Return everything that all slices of the series have in common, but for the pixels' description."""
-    out = Dataset()
-    out.SpecificCharacterSet = "ISO_IR 192"
-    out.SOPClassUID = MRImageStorage
-    _describe_patient(out, exam)
-    _describe_study(out, exam, scan.scan_id, received_at)
-    out.Modality = "MR"
-    out.SeriesInstanceUID = series_uid(scan.scan_id, series, image_index)
-    out.SeriesNumber = series_number
-    out.SeriesDescription = _series_description(volume, scan, exam, series, image_index)
-    out.ProtocolName = as_text(scan.protocol, 64)
-    out.BodyPartExamined = as_code(exam.study.body_part) or "BRAIN"
-    if out.BodyPartExamined not in {"BRAIN", "HEAD"}:
-        out.Laterality = ""  # asked for where a body part may be paired; the raw header does not say
-    out.PatientPosition = as_position(exam.patient_position)
-    out.FrameOfReferenceUID = frame_of_reference_uid(exam, scan.scan_id)
-    out.PositionReferenceIndicator = ""
-    _describe_sequence(out, scan, exam, contrast)
-    _describe_equipment(out, exam)
-    _describe_origin(out, volume.provenance, scan, series)
-    if not volume.geometry.is_known:
-        out.ImageComments = "The scanner sent no slice directions: an axial plane was assumed; left and right unproven"
-    row_mm, column_mm = volume.geometry.spacing_mm[1:]
-    out.PixelSpacing = [as_decimal(row_mm), as_decimal(column_mm)]
-    out.SliceThickness = as_decimal(volume.geometry.thickness_mm)
-    out.SpacingBetweenSlices = as_decimal(volume.geometry.spacing_mm[0])
-    return out
-
-
-def _describe_patient(out: Dataset, exam: Exam) -> None:
-    subject = exam.subject
-    out.PatientName = as_name(subject.name)
-    out.PatientID = as_identifier(subject.identifier, 64)
-    out.PatientBirthDate = as_date(subject.birth_date)
-    out.PatientSex = as_sex(subject.sex)
-    for keyword, value, most in (("PatientWeight", subject.weight_kg, 700), ("PatientSize", subject.height_m, 3)):
-        if value is not None and 0 < value < most:
-            setattr(out, keyword, as_decimal(value))
-
-
-def _describe_study(out: Dataset, exam: Exam, scan_id: str, received_at: datetime | None) -> None:
-    study = exam.study
-    out.StudyInstanceUID = study_uid(exam, scan_id)
-    out.StudyID = as_identifier(study.identifier, 16)
-    out.AccessionNumber = as_identifier(study.accession_number, 16)
-    out.ReferringPhysicianName = as_name(study.referring_physician)
-    if study.description:
-        out.StudyDescription = as_text(study.description, 64)
-    out.StudyDate, out.StudyTime = as_date(study.date), as_time(study.time)
-    if received_at is None:
-        return
-    day, moment = f"{received_at:%Y%m%d}", f"{received_at:%H%M%S.%f}"
-    if not out.StudyDate:
-        out.StudyDate, out.StudyTime = day, moment
-        offset = f"{received_at:%z}"[:5]
-        if offset:  # holds for every time in the file, so only where none came from the header
-            out.TimezoneOffsetFromUTC = offset
-    out.SeriesDate, out.SeriesTime = day, moment
-    out.ContentDate, out.ContentTime = day, moment
-
-
-def _series_description(volume: Volume, scan: Scan, exam: Exam, series: str, image_index: int) -> str:
-    protocol = as_text(exam.series_description or scan.protocol, 64)
-    title = f"Scanside {as_text(series, 24)}" if volume.provenance.is_measured else SYNTHETIC_TITLE
-    if image_index:
-        title += f" #{image_index + 1}"
-    if not volume.geometry.is_known:
-        title += " [no orientation]"
-    return f"{title} {protocol}".strip()[:64].strip()  # what it is first: lists show the beginning
-
-
-def _describe_sequence(out: Dataset, scan: Scan, exam: Exam, contrast: int) -> None:
-    words = f"{exam.sequence_type} {scan.protocol}".lower().replace("_", " ")
-    # RM, research mode, is the one defined term that claims nothing of a sequence that the header does not name
-    sequence, variant = next((found[1:] for found in SEQUENCES if re.search(found[0], words)), ("RM", "NONE"))
-    inversion = _chosen(scan.ti_ms, contrast)
-    if inversion:
-        sequence = "IR" if sequence == "RM" else f"{sequence}\\IR"
-    out.ScanningSequence = sequence
-    out.SequenceVariant = variant
-    out.ScanOptions = ""
-    out.MRAcquisitionType = "3D" if scan.encodings[0].is_3d else "2D"
-    out.EchoNumbers = contrast + 1
-    out.EchoTrainLength = ""
-    out.EchoTime = _chosen(scan.te_ms, contrast)
-    out.RepetitionTime = _chosen(scan.tr_ms, contrast)
-    if inversion:
-        out.InversionTime = inversion
-    if flip := _chosen(scan.flip_deg, contrast):
-        out.FlipAngle = flip
-    if scan.field_t is not None and scan.field_t > 0:
-        out.MagneticFieldStrength = as_decimal(scan.field_t)
-    if exam.equipment.resonance_hz is not None and exam.equipment.resonance_hz > 0:
-        out.ImagingFrequency = as_decimal(exam.equipment.resonance_hz / 1e6)
-        out.ImagedNucleus = "1H"
-    out.InPlanePhaseEncodingDirection = "COL"  # the y axis of every volume is the phase-encoding one
-
-
-def _chosen(values: tuple[float, ...], index: int) -> str:
-    """Return the value at `index`, or the last one, as DS; "" where the header holds none that is one."""
-    value = values[min(index, len(values) - 1)] if values else float("nan")
-    return as_decimal(value) if np.isfinite(value) and value >= 0 else ""
-
-
-def _describe_equipment(out: Dataset, exam: Exam) -> None:
-    equipment = exam.equipment
-    out.Manufacturer = as_text(equipment.manufacturer, 64)
-    for keyword, value, limit in (
-        ("ManufacturerModelName", equipment.model, 64),
-        ("InstitutionName", equipment.institution, 64),
-        ("StationName", equipment.station, 16),
-        ("DeviceSerialNumber", equipment.serial_number, 64),
-    ):
-        if text := as_text(value, limit):
-            setattr(out, keyword, text)
-
-
-def _describe_origin(out: Dataset, provenance: Provenance, scan: Scan, series: str) -> None:
-    """Say how the image came to be and that it is not for diagnosis; mark what was made rather than measured."""
-    out.ImageType = ["DERIVED", "PRIMARY", "OTHER", as_code(series.replace("-", "_"))]
-    along_y, along_z = scan.encodings[0].acceleration
-    sentences = [
-        f"Reconstructed from measured k-space by {provenance.software}: "
-        f"{METHODS.get(provenance.method, provenance.method)}; acceleration by the header {along_y} x {along_z}.",
-        f"Steps: {', '.join(provenance.steps)}." if provenance.steps else "",
-        f"Model SHA-256 {provenance.model_sha256}, run by {provenance.backend}." if provenance.model_sha256 else "",
-        "" if provenance.is_measured else "Detail beyond the measured resolution was added by a learned prior.",
-        "Not for diagnostic use.",
-    ]
-    description = as_text(" ".join(filter(None, sentences)), 1024)
-    out.DerivationDescription = description
-    purposes = [PROCESSING]
-    if not provenance.is_measured:
-        out.SyntheticData = "YES"
-        purposes = [SYNTHESIZING, PROCESSING]
-    out.ContributingEquipmentSequence = Sequence(_equipment_item(p, provenance, description) for p in purposes)
-    out.ContentQualification = "RESEARCH"
-    out.BurnedInAnnotation = "NO"
-    out.RecognizableVisualFeatures = "YES"  # a head with its face; nothing here removes it
-    out.LossyImageCompression = "00"
-
-
-def _equipment_item(purpose: tuple[str, str], provenance: Provenance, description: str) -> Dataset:
-    code = Dataset()
-    code.CodeValue, code.CodeMeaning = purpose
-    code.CodingSchemeDesignator = "DCM"
-    item = Dataset()
-    item.PurposeOfReferenceCodeSequence = Sequence([code])
-    item.Manufacturer = "Scanside"
-    item.ManufacturerModelName = "Scanside"
-    item.SoftwareVersions = as_text(provenance.software, 64)
-    item.ContributionDescription = description
-    return item
 
 
 def _describe_pixels(out: Dataset, pixels: Array, slope: float, window: tuple[float, float]) -> None:

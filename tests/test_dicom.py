@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from edge.dicom import SYNTHETIC_TITLE, TOP_LEVEL, quantise, write_series
+from edge.dicom import TOP_LEVEL, quantise, write_series
+from edge.dicom_mr import SYNTHETIC_TITLE
 from edge.dicom_values import as_code, as_date, as_decimal, as_identifier, as_name, as_text, as_time
 from edge.exam import Equipment, Exam, Study, Subject
 from edge.uids import derive_uid, frame_of_reference_uid, is_uid, study_uid

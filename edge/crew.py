@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 _LINE_LIMIT = 16 << 20
-_RESTART_PAUSE_S = 0.5
+_RESTART_PAUSE_S = 0.2
+_END_S = 3.0
 
 
 class Crew:
@@ -69,9 +70,7 @@ class Crew:
                 await self._listen(process)
             finally:
                 watch.cancel()
-                with suppress(ProcessLookupError):
-                    process.kill()
-                code = await process.wait()
+                code = await _end(process)
                 self._process, self.pid = None, None
             if not self._is_stopping:
                 log.warning("worker ended code=%d; another is started", code)
@@ -84,8 +83,7 @@ class Crew:
         process = self._process
         if process is not None and process.stdin is not None:
             process.stdin.close()
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), 5.0)
+            await _end(process)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         out = process.stdout
@@ -111,3 +109,13 @@ class Crew:
                 with suppress(ProcessLookupError):
                     process.kill()
                 return
+
+
+async def _end(process: asyncio.subprocess.Process) -> int:
+    """Wait for a worker that is about to end; kill it where it does not. Returns its exit code."""
+    try:
+        return await asyncio.wait_for(process.wait(), _END_S)
+    except asyncio.TimeoutError:
+        with suppress(ProcessLookupError):
+            process.kill()
+        return await process.wait()

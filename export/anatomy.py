@@ -2,23 +2,23 @@
 
 The brain is the ICBM 152 2009a symmetric average (grey and white matter maps, from nilearn's wheel). That file ends at
 the brain's surface, so skull, scalp, orbits, sinuses, face and neck are modelled around it, with adult thicknesses:
-skull 6-7 mm with a diploe of about 3 mm (Lillie et al., J Morphol 277:1438, 2016), scalp 5-7 mm (Hori et al., J Neurosurg
-Anesthesiol 1972). They look like a head and are nobody's. Coordinates are LPS mm around the atlas' origin.
+skull 6-7 mm with a diploe of about 3 mm (Lillie et al., J Bone Miner Res 31:299, 2016), scalp 5-7 mm (Hori et al.,
+J Invest Dermatol 58:396, 1972). They look like a head and are nobody's. Coordinates are LPS mm around the atlas' origin.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
+from recon.arrays import Array
 from recon.head import STORED_TISSUES
 
-Field = npt.NDArray[np.float32]
+Field = Array  # float32 (z, y, x)
 Point = tuple[float, float, float]
 
 ASSET = Path(__file__).resolve().parents[1] / "edge" / "assets" / "icbm152_tissue.npz"
@@ -41,8 +41,8 @@ class Paint:
 
     def over(self, tissue: str, alpha: Field) -> None:
         """Cover with `tissue` ("air" too), `alpha` (0 to 1) of each voxel."""
-        for fraction in self.fractions.values():
-            fraction *= 1 - alpha
+        for name in self.fractions:
+            self.fractions[name] *= 1 - alpha
         if tissue != "air":
             self.fractions[tissue] += alpha
 
@@ -71,13 +71,13 @@ def between(field: Field, low: float, high: float) -> Field:
     return below(field, high) - below(field, low)
 
 
-def signed_distance(mask: npt.NDArray[np.bool_]) -> Field:
+def signed_distance(mask: Array) -> Field:
     """Return the distance to a mask's surface in mm, negative inside, float32."""
     outside = ndimage.distance_transform_edt(~mask)
     return (outside - ndimage.distance_transform_edt(mask)).astype(np.float32)
 
 
-def load_icbm() -> tuple[Field, Field, npt.NDArray[np.bool_]]:
+def load_icbm() -> tuple[Field, Field, Array]:
     """Return grey matter, white matter (0 to 1) and the brain mask on the full LPS grid (z, y, x)."""
     import nibabel
     import nilearn.datasets
@@ -85,7 +85,7 @@ def load_icbm() -> tuple[Field, Field, npt.NDArray[np.bool_]]:
     folder = Path(nilearn.datasets.__file__).parent / "data"
     maps = []
     for name in ("gm", "wm", "t1"):
-        image = nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+        image: Any = nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
         data = np.asarray(image.dataobj, np.float32) / 255
         volume = data[1:196, ::-1, :].transpose(2, 1, 0)  # RAS (x, y, z) to (z, y, x) with y to posterior; x = 0 at 97
         pad_y = round(-98 - ORIGIN_MM[1])  # the atlas' most anterior voxel is at y = -98

@@ -1,11 +1,12 @@
 """Signal equations of the simulated scanner, and what tissues are made of at 3 T.
 
 Healthy tissue: T1, T2 and T2* of grey and white matter from Wansapura et al., J Magn Reson Imaging 9:531 (1999);
-cerebrospinal fluid from Lin et al., J Magn Reson Imaging 14:140 (2001, T1); fat, marrow and muscle from Gold et al., Am J
+cerebrospinal fluid from Lin et al., Proc ISMRM 9:1391 (2001, T1); fat, marrow and muscle from Gold et al., Am J
 Roentgenol 183:343 (2004); water content (proton density, water = 1) from Tofts, Quantitative MRI of the Brain (2003);
 diffusion from Helenius et al., Am J Neuroradiol 23:194 (2002). T2* of the scalp is a plain assumption.
-Lesions: infarct after Warach et al., Ann Neurol 37:231 (1995); blood after Bradley, Radiology 189:15 (1993, stages) and
-Atlas & Thulborn, Am J Neuroradiol 19:1471 (1998); tumour and oedema after Oh et al., J Magn Reson Imaging 21:701 (2005).
+Lesions: infarct after Warach et al., Ann Neurol 37:231 (1995); blood after Bradley, Radiology 189:15 (1993, stages)
+and Atlas & Thulborn, Am J Neuroradiol 19:1471 (1998); tumour and oedema after Oh et al., J Magn Reson Imaging 21:701
+(2005).
 Lesion values are round numbers inside the published ranges; no single number is a measurement.
 """
 

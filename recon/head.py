@@ -1,12 +1,13 @@
 """The head in the simulated scanner: an atlas of tissue fractions, made into one person by a seed.
 
-Everything is a function of points in patient LPS mm, so any slice plane at any resolution sees the same head. An atlas is
-an average and therefore blurred; fractions are sharpened where they are sampled, after a smooth random field has decided
-how wide this person's sulci are, and smooth displacements have given the head its own shape.
+Everything is a function of points in patient LPS mm, so any slice plane at any resolution sees the same head. An atlas
+is an average and therefore blurred; fractions are sharpened where they are sampled, after smooth random fields have
+decided how wide this person's sulci and cortex are, and smooth displacements have given the head its own shape.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from recon.errors import ShapeError
 
 STORED_TISSUES = ("wm", "gm", "fluid", "marrow", "fat", "muscle", "bone")
 FULL = 255  # a stored fraction of 1
+BONE = STORED_TISSUES.index("bone")
+BLOCK = 4  # voxels along the side of a block that is searched for tissue
 FIELD_SPACING_MM = 2.0
 FOLD_WIDTH_MM = 3.0
 FOLD_STRENGTH = 1.0
@@ -49,6 +52,14 @@ class Anatomy:
         """Return the LPS corners (3,) of the box that holds the head."""
         low = np.asarray(self.origin_mm)
         return low, low + self.spacing_mm * (np.array(self.fractions.shape[:0:-1]) - 1)
+
+    @functools.cached_property
+    def blocks(self) -> Array:
+        """Bool (z, y, x), with a margin of one block: where BLOCK³ voxels, or their neighbours, hold any tissue."""
+        filled = self.fractions.any(axis=0)
+        padded = np.pad(filled, [(BLOCK, BLOCK + -n % BLOCK) for n in filled.shape])
+        coarse = padded.reshape(*(m for n in padded.shape for m in (n // BLOCK, BLOCK))).any(axis=(1, 3, 5))
+        return ndimage.binary_dilation(coarse, np.ones((3, 3, 3)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,19 +129,33 @@ def sample(volume: Array, points: Array, origin_mm: tuple[float, float, float], 
 
 
 def tissue_fractions(head: Head, points: Array) -> Array:
-    """Return float32 (tissue, …), the share of each of STORED_TISSUES at points (3, …) of the atlas, sharpened.
+    """Return float32 (tissue, n), the share of each of STORED_TISSUES at points (3, n) of the atlas, sharpened.
 
     An average's fraction is a probability; its cube, normalised, is near 0 or 1 away from a boundary and keeps the
-    boundary where the probabilities are equal.
+    boundary where the probabilities are equal. Bone is what is left inside the head, air included: both are silent.
     """
     anatomy = head.anatomy
-    out = np.empty((len(STORED_TISSUES), *points.shape[1:]), np.float32)
-    for tissue, volume in enumerate(anatomy.fractions):
-        out[tissue] = sample(volume, points, anatomy.origin_mm, anatomy.spacing_mm)
-    out /= FULL
-    air = np.maximum(1 - out.sum(axis=0), 0)
-    np.multiply(out, out * out, out=out)
-    out[STORED_TISSUES.index("fluid")] *= sample(head.folds, points, anatomy.origin_mm, FIELD_SPACING_MM)
-    out[STORED_TISSUES.index("gm")] *= sample(head.gyri, points, anatomy.origin_mm, FIELD_SPACING_MM)
-    out /= np.maximum(out.sum(axis=0) + air**3, np.float32(1e-6))
+    out = np.zeros((len(STORED_TISSUES), points.shape[1]), np.float32)
+    inside = _occupied(anatomy, points)
+    near = points[:, inside]
+    share = np.empty((len(STORED_TISSUES), near.shape[1]), np.float32)
+    for tissue, volume in enumerate(anatomy.fractions[:BONE]):
+        share[tissue] = sample(volume, near, anatomy.origin_mm, anatomy.spacing_mm)
+    share[:BONE] /= FULL
+    share[BONE] = np.maximum(1 - share[:BONE].sum(axis=0), 0)
+    np.multiply(share, share * share, out=share)
+    share[STORED_TISSUES.index("fluid")] *= sample(head.folds, near, anatomy.origin_mm, FIELD_SPACING_MM)
+    share[STORED_TISSUES.index("gm")] *= sample(head.gyri, near, anatomy.origin_mm, FIELD_SPACING_MM)
+    share /= np.maximum(share.sum(axis=0), np.float32(1e-6))
+    out[:, inside] = share
     return out
+
+
+def _occupied(anatomy: Anatomy, points: Array) -> Array:
+    """Return bool (n,): which points lie in a block that holds tissue, or beside one."""
+    blocks = anatomy.blocks
+    index = []
+    for axis, n in zip((2, 1, 0), blocks.shape, strict=True):
+        place = (points[axis] - np.float32(anatomy.origin_mm[axis])) / np.float32(anatomy.spacing_mm * BLOCK)
+        index.append(np.clip(place + 1, 0, n - 1).astype(np.intp))
+    return blocks[index[0], index[1], index[2]]

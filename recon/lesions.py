@@ -1,9 +1,9 @@
 """Urgent findings for the simulated head: what is put where, and the truth about it in numbers.
 
-A lesion is made of parts, each a tissue inside a shape given by a formula, and may push the brain aside. Places and sizes
-are those of common disease (Caplan's Stroke, 5th ed., ch. 2: middle cerebral artery wedges, lacunes in the deep nuclei;
-Qureshi et al., N Engl J Med 344:1450, 2001: deep and lobar bleeding), drawn by a seed. They are simulated: a figure
-measured on them says so.
+A lesion is made of parts, each a tissue inside a shape given by a formula, and may push the brain aside. Places and
+sizes are those of common disease (Caplan's Stroke: middle cerebral artery wedges, lacunes in the deep nuclei; Qureshi et
+al., N Engl J Med 344:1450, 2001: deep and lobar bleeding), drawn by a seed. They are simulated: a figure measured on
+them says so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from recon.arrays import Array
-from recon.contrast import LESION_TISSUES, TISSUES, Tissue
+from recon.contrast import LESION_TISSUES, Tissue
 from recon.errors import ScanError
 from recon.head import FULL, STORED_TISSUES, Head, bump, sample, tissue_fractions, to_atlas
 
@@ -28,8 +28,13 @@ GRID_MM = 4.0
 class Shape(Protocol):
     """A closed surface given by a formula."""
 
-    centre_mm: tuple[float, float, float]
-    reach_mm: float
+    @property
+    def centre_mm(self) -> tuple[float, float, float]:
+        """A point that all of it lies within `reach_mm` of, LPS."""
+
+    @property
+    def reach_mm(self) -> float:
+        """How far from `centre_mm` it can extend."""
 
     def depth(self, points: Array) -> Array:
         """Return how deep inside the shape points (3, …) lie, mm, negative outside; a fair guess is enough."""
@@ -154,7 +159,7 @@ class LesionTruth:
 
 
 def healthy_fractions(head: Head, lesion: Lesion | None, points: Array) -> tuple[Array, Array]:
-    """Return the tissue fractions at points (3, …) LPS mm, displaced by a lesion, and the atlas points they come from."""
+    """Return the tissue fractions (tissue, n) at points (3, n) LPS mm, displaced by a lesion, and their atlas points."""
     moved = points
     if lesion is not None and lesion.displacement is not None:
         moved = points.copy()
@@ -351,6 +356,3 @@ def bloom(lesion: Lesion, points: Array) -> Array:
         outside = np.maximum(-shape.depth(points[:, near]), 0)
         rate[near] = np.float32(lesion.bloom_hz) * np.exp(-outside / np.float32(2.5))
     return rate
-
-
-HEALTHY = tuple(TISSUES[name] for name in STORED_TISSUES)

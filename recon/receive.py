@@ -1,12 +1,13 @@
 """Receive coils around the head: sensitivities by Biot-Savart, and the noise they share.
 
-By reciprocity a loop receives with the transverse field that a unit current in it would make: conj(Bx + i By) for a main
-field along z (Hoult, Concepts Magn Reson 12:173, 2000). Loops are polygons of straight segments, each with the closed form
-of its field (Jackson, Classical Electrodynamics, 3rd ed., §5.2). Quasi-static: wavelength effects are left out.
+By reciprocity a loop receives with the transverse field that a unit current in it would make: conj(Bx + i By) for a
+main field along z (Hoult, Concepts Magn Reson 12:173, 2000). Loops are polygons of straight segments, each with the
+closed form of its field (Hanson & Hirshman, Phys Plasmas 9:4410, 2002). Quasi-static: wavelength effects are left out.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from recon.errors import AcquisitionError, ShapeError
 MAX_COILS = 32
 MU0_4PI = 0.1  # T·mm/A × 1e6: fields come out in µT for a current of 1 A and lengths in mm
 N_SEGMENTS = 32
-HELMET_MM = (118.0, 138.0, 128.0)  # semi-axes: it clears an adult's scalp by 2-4 cm
+HELMET_MM = (126.0, 146.0, 134.0)  # semi-axes: it clears an adult's scalp by 3-4 cm
 CENTRE_MM = (0.0, 18.0, 0.0)  # of the head, LPS in the atlas' frame
 
 
@@ -73,7 +74,7 @@ def loop_field(loop: Loop, points: Array, n_segments: int = N_SEGMENTS) -> Array
     radius = loop.radius_mm * np.sqrt(2 * np.pi / n_segments / np.sin(2 * np.pi / n_segments))
     corners = np.asarray(loop.centre_mm) + radius * (np.cos(turn)[:, None] * first + np.sin(turn)[:, None] * second)
     field = np.zeros_like(points)
-    for start, end in zip(corners[:-1], corners[1:], strict=True):
+    for start, end in itertools.pairwise(corners):
         a, b = points - start, points - end
         length_a, length_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
         product = length_a * length_b

@@ -42,11 +42,11 @@ METHODS = {
 
 # Words in the header's sequence type, the Scanning Sequence and the Sequence Variant that they stand for.
 SEQUENCES = (
-    (r"epi|ep2d", "EP", "NONE"),
-    (r"tse|fse|rare|space|haste|turbo ?spin|fast ?spin", "SE", "SK"),
-    (r"mprage|mp2rage|tfl|bravo", "GR", "MP"),
-    (r"flash|gre|gradient|ffe|fisp|spgr|vibe", "GR", "NONE"),
-    (r"\bse\b|spin", "SE", "NONE"),
+    (r"\b(epi\b|ep2d|ep3d)", "EP", "NONE"),
+    (r"\b(tse|fse|rare\b|space\b|haste|turbo ?spin|fast ?spin)", "SE", "SK"),
+    (r"\b(mprage|mp2rage|tfl|bravo)", "GR", "MP"),
+    (r"\b(flash|gre\b|gradient|ffe|fisp|true ?fisp|spgr|vibe)", "GR", "NONE"),
+    (r"\b(se\b|spin)", "SE", "NONE"),
 )
 
 

@@ -131,6 +131,23 @@ def test_header_says_what_was_scanned_and_how_it_was_made(tmp_path: Path) -> Non
     assert read.SeriesDescription == "Scanside network T2 tra"
 
 
+@pytest.mark.parametrize(
+    ("protocol", "sequence", "variant"),
+    [
+        ("ep2d_diff", "EP", "NONE"),
+        ("epilepsy_t1_mprage", "GR", "MP"),
+        ("T2 FSE ax", "SE", "SK"),
+        ("t2_gre_hemo", "GR", "NONE"),
+        ("t1_se_tra", "SE", "NONE"),
+        ("90 degree survey", "RM", "NONE"),
+    ],
+)
+def test_sequence_is_read_from_whole_words(tmp_path: Path, protocol: str, sequence: str, variant: str) -> None:
+    scan = replace(SCAN, protocol=protocol)
+    read = pydicom.dcmread(write_series(small(), scan, Exam(), "network", tmp_path, series_number=1)[0])
+    assert (read.ScanningSequence, read.SequenceVariant) == (sequence, variant)
+
+
 def test_super_resolved_is_marked_synthetic(tmp_path: Path) -> None:
     volume = small(provenance=replace(MEASURED, is_measured=False))
     read = pydicom.dcmread(write_series(volume, SCAN, EXAM, "super-resolved", tmp_path, series_number=3)[0])

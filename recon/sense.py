@@ -28,14 +28,21 @@ TOLERANCE = 1e-3
 COLUMNS = 32  # columns of a 3-D scan solved at a time, which bounds the memory
 
 
-def cg_sense(kspace: KSpace, maps: CoilMaps, prior: SignalPrior | None = None, n_iterations: int = ITERATIONS) -> Array:
+def cg_sense(
+    kspace: KSpace,
+    maps: CoilMaps,
+    prior: SignalPrior | None = None,
+    n_iterations: int = ITERATIONS,
+    tolerance: float = TOLERANCE,
+) -> Array:
     """Return the reconstructed image, complex64 (slice, y, x), in units of the noise's standard deviation.
 
     kspace: any set of measured lines, in one phase encoding, or two where it is `slice_encoded`; averaged lines weigh
         as much as their averages. maps: on the same grid.
     prior: None learns it from the data in two steps, from the calibration lines and then from the image that they
         give. With a prior of its own the result is linear in the samples.
-    n_iterations: at most so many steps of conjugate gradients; they end earlier at a residual of `TOLERANCE`.
+    n_iterations: at most so many steps of conjugate gradients; they end earlier where the residual is below
+        `tolerance` of what it began with.
     Raises ShapeError if maps or prior are not on the grid of `kspace`.
     """
     _check(kspace, maps)
@@ -44,9 +51,9 @@ def cg_sense(kspace: KSpace, maps: CoilMaps, prior: SignalPrior | None = None, n
     image = None
     if prior is None:
         first = learn_prior(kspace, calibration_image(kspace, maps), resolution=0.5)
-        image = _solve(kspace, maps, first, None, min(FIRST_ITERATIONS, n_iterations))
+        image = _solve(kspace, maps, first, None, min(FIRST_ITERATIONS, n_iterations), tolerance)
         prior = learn_prior(kspace, image)
-    return _keep_measured(kspace, maps, _solve(kspace, maps, prior, image, n_iterations))
+    return _keep_measured(kspace, maps, _solve(kspace, maps, prior, image, n_iterations, tolerance))
 
 
 def root_sum_of_squares(kspace: KSpace) -> Array:
@@ -171,7 +178,9 @@ def _phase_last(array: Array, n_phase: int, inverse: bool = False) -> Array:
     return xp.fft.ifftshift(moved, axes=tuple(range(2, moved.ndim)))
 
 
-def _solve(kspace: KSpace, maps: CoilMaps, prior: SignalPrior, start: Array | None, n_iterations: int) -> Array:
+def _solve(
+    kspace: KSpace, maps: CoilMaps, prior: SignalPrior, start: Array | None, n_iterations: int, tolerance: float
+) -> Array:
     """Return argmin Σ averages |samples - F S image|² + |P^-½ F V^-½ image|², complex64 (slice, y, x)."""
     xp = array_module(kspace.samples)
     n_slices, _, n_y, n_x = kspace.samples.shape
@@ -191,7 +200,7 @@ def _solve(kspace: KSpace, maps: CoilMaps, prior: SignalPrior, start: Array | No
         )
         samples = _phase_last(kspace.samples[slices, :, :, columns], n_phase)
         guess = None if start is None else _phase_last(start[slices, None, :, columns], n_phase)[0]
-        solved = _conjugate_gradients(problem, samples, guess, n_iterations)
+        solved = _conjugate_gradients(problem, samples, guess, n_iterations, tolerance)
         image[slices, :, columns] = _phase_last(solved, n_phase, inverse=True)
     return image
 
@@ -216,7 +225,9 @@ class _Problem:
         return weights.mean() * sensitivity + self.sharpness.mean() * self.spread**2
 
 
-def _conjugate_gradients(problem: _Problem, samples: Array, start: Array | None, n_iterations: int) -> Array:
+def _conjugate_gradients(
+    problem: _Problem, samples: Array, start: Array | None, n_iterations: int, tolerance: float
+) -> Array:
     """Return the solution of the normal equations for `samples`, preconditioned by their diagonal."""
     xp = array_module(samples)
     right = problem.encoding.adjoint(xp.sqrt(problem.encoding.weights) * samples)
@@ -226,7 +237,7 @@ def _conjugate_gradients(problem: _Problem, samples: Array, start: Array | None,
     scaled = residual / diagonal
     direction = scaled
     error = float(xp.vdot(residual, scaled).real)
-    enough = TOLERANCE**2 * float(xp.vdot(right, right / diagonal).real)
+    enough = tolerance**2 * float(xp.vdot(right, right / diagonal).real)
     for _ in range(n_iterations):
         if error <= enough:
             break

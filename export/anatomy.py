@@ -3,7 +3,7 @@
 The brain is the ICBM 152 2009a symmetric average (grey and white matter maps, from nilearn's wheel). That file ends at
 the brain's surface, so skull, scalp, orbits, sinuses, face and neck are modelled around it, with adult thicknesses:
 skull 6-7 mm with a diploe of about 3 mm (Lillie et al., J Bone Miner Res 31:299, 2016), scalp 5-7 mm (Hori et al.,
-J Invest Dermatol 58:396, 1972). They look like a head and are nobody's. Coordinates are LPS mm around the atlas' origin.
+J Invest Dermatol 58:396, 1972). They look like a head and are nobody's. Coordinates: LPS mm around the atlas' origin.
 """
 
 from __future__ import annotations

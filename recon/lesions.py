@@ -1,8 +1,8 @@
 """Urgent findings for the simulated head: what is put where, and the truth about it in numbers.
 
 A lesion is made of parts, each a tissue inside a shape given by a formula, and may push the brain aside. Places and
-sizes are those of common disease (Caplan's Stroke: middle cerebral artery wedges, lacunes in the deep nuclei; Qureshi et
-al., N Engl J Med 344:1450, 2001: deep and lobar bleeding), drawn by a seed. They are simulated: a figure measured on
+sizes are those of common disease (Caplan's Stroke: middle cerebral artery wedges, lacunes in the deep nuclei; Qureshi
+et al., N Engl J Med 344:1450, 2001: deep and lobar bleeding), drawn by a seed. They are simulated: a figure measured on
 them says so.
 """
 
@@ -159,7 +159,7 @@ class LesionTruth:
 
 
 def healthy_fractions(head: Head, lesion: Lesion | None, points: Array) -> tuple[Array, Array]:
-    """Return the tissue fractions (tissue, n) at points (3, n) LPS mm, displaced by a lesion, and their atlas points."""
+    """Return tissue fractions (tissue, n) at points (3, n) LPS mm, displaced by a lesion, and their atlas points."""
     moved = points
     if lesion is not None and lesion.displacement is not None:
         moved = points.copy()

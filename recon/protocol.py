@@ -47,8 +47,11 @@ class Protocol:
 
     matrix, fov_mm: (y, x), y phase-encoded and x read out (with OVERSAMPLING). orientation: one of ORIENTATIONS.
     acceleration and n_calibration: every R-th row (offset 0) and the central rows that are read as well.
-    partial_fourier, partial_echo: the share of rows and of readout samples that is read, 0.6 to 1, the early ones left out.
-    snr: signal of white matter in the middle of the head over the noise's standard deviation (real part), one average, R = 1.
+    partial_fourier, partial_echo: the share of rows and of readout samples that is read, 0.6 to 1; the early ones are
+        left out.
+    shift_mm: how far the stack is moved along its normal from the middle of the brain.
+    snr: signal of white matter in the middle of the head over the noise's standard deviation (real part), for one
+        average and R = 1.
     motion_mm, motion_deg: where the head lies from `motion_onset` (0 to 1) of each slice's lines on.
     n_spikes, n_missing: readouts of the whole scan with a spark in them, and readouts that never arrive.
 
@@ -62,6 +65,7 @@ class Protocol:
     thickness_mm: float = 5.0
     gap_mm: float = 2.0
     orientation: str = "axial"
+    shift_mm: float = 0.0
     n_coils: int = 8
     acceleration: int = 4
     n_calibration: int = 24
@@ -84,6 +88,7 @@ class Protocol:
         within("number of slices", self.n_slices, 1, 200)
         within("slice thickness (mm)", self.thickness_mm, 0.5, 20)
         within("gap between slices (mm)", self.gap_mm, 0, 50)
+        within("shift of the stack (mm)", self.shift_mm, -200, 200)
         within("number of coils", self.n_coils, 1, MAX_COILS)
         within("acceleration", self.acceleration, 1, 16)
         within("number of calibration lines", self.n_calibration, 0, self.matrix[0])
@@ -122,7 +127,7 @@ def geometry(protocol: Protocol) -> Geometry:
     """Return where the slices' voxels lie, slice 0 first, along row_dir × col_dir."""
     row, col = ORIENTATIONS[protocol.orientation]
     distance = protocol.thickness_mm + protocol.gap_mm
-    offsets = (np.arange(protocol.n_slices) - (protocol.n_slices - 1) / 2) * distance
+    offsets = (np.arange(protocol.n_slices) - (protocol.n_slices - 1) / 2) * distance + protocol.shift_mm
     centres = np.asarray(CENTRES_MM[protocol.orientation]) + offsets[:, None] * np.cross(row, col)
     (ny, nx), (fov_y, fov_x) = protocol.matrix, protocol.fov_mm
     return Geometry.from_centres(centres, row, col, (ny, nx), (distance, fov_y / ny, fov_x / nx), protocol.thickness_mm)

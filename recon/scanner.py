@@ -1,9 +1,9 @@
 """The simulated scanner: a head and a protocol in, readouts in scan order and the truth about them out.
 
 What is simulated: signal by sequence and tissue, slice profile, receive coils, phase and dephasing near air and blood,
-truncation of k-space (the object is drawn at twice the acquired resolution), wrap-around, readout oversampling, correlated
-noise, movement, sparks and lost lines. What is not: flow, chemical shift, echo-planar distortion, and blur along the echo
-train.
+truncation of k-space (the object is drawn at twice the acquired resolution), wrap-around, readout oversampling,
+correlated noise, movement, sparks and lost lines. What is not: flow, chemical shift, echo-planar distortion, and blur
+along the echo train.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _spline(coarse: Array, fine: Array) -> Array:
 
 
 def _phase(protocol: Protocol, plane: Plane, index: int) -> Array:
-    """Return the phase factor of the transverse magnetisation, complex64 (y, x): smooth, steeper near air at long TE."""
+    """Return the magnetisation's phase factor, complex64 (y, x): smooth, steeper near air at long TE."""
     rng = np.random.default_rng([protocol.seed, 6])
     terms = rng.normal(0, 1, 9)
     y, x = _coarse(plane.y_mm), _coarse(plane.x_mm)
@@ -365,14 +365,14 @@ def _triple(vector: Array) -> tuple[float, float, float]:
 def _faults(protocol: Protocol) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
     """Return which readouts (slice, number in the slice) have a spike, and which are lost.
 
-    Lost ones are never the last of a slice, whose flag ends it, nor calibration lines, without which nothing can be done.
+    Lost ones are never the last of a slice, whose flag ends it, nor calibration lines, which nothing can do without.
     """
     rng = np.random.default_rng([protocol.seed, 9])
     per_slice = [line for line in lines(protocol) for _ in range(protocol.n_averages)]
     every = [(index, number) for index in range(protocol.n_slices) for number in range(len(per_slice))]
     can_go = [place for place in every if _can_be_lost(per_slice, place[1])]
-    spikes = rng.choice(len(every), protocol.n_spikes, replace=False) if protocol.n_spikes else []
-    missing = rng.choice(len(can_go), min(protocol.n_missing, len(can_go)), replace=False) if protocol.n_missing else []
+    spikes = rng.permutation(len(every))[: protocol.n_spikes]
+    missing = rng.permutation(len(can_go))[: protocol.n_missing]
     return {every[i] for i in spikes}, {can_go[i] for i in missing}
 
 

@@ -1,0 +1,219 @@
+"""Is the classical reconstruction as good as the peers' on the same data?
+
+Fully sampled phantoms of Debian's generator against `ismrmrd_recon_cartesian_2d`, accelerated ones and real scans
+against BART's `ecalib` and `pics -l2` at the strength that is best against the reference. `python -m benchmarks.peers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.bart import best_sense
+from benchmarks.record import make_record, write_record
+from benchmarks.scores import compare
+from edge.chain import Chain
+from edge.comparison import write_comparison
+from edge.header import read_header
+from edge.intake import to_acquisition
+from edge.rawfile import RawFile, open_raw
+from edge.recon_file import readouts
+from edge.results import Results
+from edge.spool import new_scan_id
+from edge.undersample import undersample
+from recon.arrays import Array
+from recon.fourier import resize_centred, to_image, to_kspace
+from recon.scan import Role, Volume
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace"
+_SIZES = ((128, 8), (256, 16))
+
+
+def main() -> None:
+    """Run the comparison and print a table and one JSON record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one phantom size, and real scans at R = 2 only")
+    parser.add_argument("--data", type=Path, default=REAL, help="folder of real ISMRMRD scans (left out where absent)")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="draw each real scan's comparison here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
+    args = parser.parse_args()
+    jobs: list[tuple[Any, ...]] = [
+        ("phantom", matrix, coils, acceleration)
+        for matrix, coils in (_SIZES[:1] if args.quick else _SIZES)
+        for acceleration in (1, 2, 4)
+    ]
+    patterns = ((2, 24),) if args.quick else ((2, 24), (3, 24), (4, 24))
+    jobs += [("real", path, *pattern) for pattern in patterns for path in sorted(args.data.glob("*.h5"))]
+    rows: list[dict[str, Any]] = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for job in progress.track(jobs, description="scans"):
+            rows += phantom(*job[1:]) if job[0] == "phantom" else [real(*job[1:], folder=args.png)]
+    _show(rows)
+    settings = {"quick": args.quick, "real": args.data.exists()}
+    write_record(make_record("peers", settings, rows), args.json)
+
+
+def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
+    """Compare on one generated file, every repetition on its own: NRMSE against the stored phantom."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "phantom.h5"
+        subprocess.run(
+            f"ismrmrd_generate_cartesian_shepp_logan -m {matrix} -c {coils} -O 2 -r 2 -a {acceleration} -w 24 "
+            f"-n 0.05 -C -o {path}".split(),
+            check=True,
+            capture_output=True,
+        )
+        with h5py.File(path, locking=False) as file:
+            truth = _magnitude(file["dataset/phantom"][0])
+            shading = np.sqrt((_magnitude(file["dataset/csm"][0]) ** 2).sum(0))
+        raw = open_raw(path)
+        ours = _volumes(raw, Path(name) / "out")
+        kspaces = _kspaces(raw)
+        peer_volumes: list[tuple[str, Array]] = []
+        if acceleration == 1:
+            copy = shutil.copy(path, path.with_name("peer.h5"))  # it writes into the file
+            subprocess.run(["ismrmrd_recon_cartesian_2d", copy], check=True, capture_output=True)
+            with h5py.File(copy) as file:
+                images = np.asarray(file["dataset/cpp/data"], np.float32).reshape(-1, matrix, matrix)
+            peer_volumes = [("ismrmrd_recon_cartesian_2d", image[None]) for image in images]
+        rows = []
+        for number, volume in enumerate(ours):
+            # Every method gives the phantom times the coils' joint sensitivity: compared with that, and without a mask.
+            reference = (truth * shading)[None]
+            everywhere = np.ones(reference.shape, bool)
+            if acceleration == 1:
+                label, peer = peer_volumes[min(number, len(peer_volumes) - 1)]
+            else:
+                peer, strength, _ = best_sense(kspaces[number], 24, partial(_closeness, reference, everywhere))
+                label = f"bart l2 {strength:g}"
+            rows.append(
+                {
+                    "scan": f"shepp-logan {matrix} {coils}ch",
+                    "pattern": f"R{acceleration} rep {number}",
+                    "peer": label,
+                    "ours_nrmse": round(compare(reference, volume.data, everywhere).nmse ** 0.5, 5),
+                    "peer_nrmse": round(compare(reference, peer, everywhere).nmse ** 0.5, 5),
+                }
+            )
+        return rows
+
+
+def real(path: Path, acceleration: int, acs: int, folder: Path | None) -> dict[str, Any]:
+    """Compare on one fully sampled real scan of which lines are dropped: scores against its root-sum-of-squares."""
+    full = open_raw(path)
+    raw = undersample(full, acceleration, acs)
+    with tempfile.TemporaryDirectory() as name:
+        start = time.perf_counter()
+        volume = _volumes(raw, Path(name))[0]
+        ours_s = time.perf_counter() - start
+    reference = np.sqrt((np.abs(to_image(_kspaces(full)[0], axes=(2, 3))) ** 2).sum(1))
+    kspace = _kspaces(raw)[0]
+    peer, strength, peer_s = best_sense(kspace, acs, lambda v: compare(reference, v).psnr)
+    ours, theirs = compare(reference, volume.data), compare(reference, peer)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        zero_filled = np.sqrt((np.abs(to_image(kspace, axes=(2, 3))) ** 2).sum(1))
+        shown = {"Zero-filled": zero_filled, f"BART l2 {strength:g}": peer, "Scanside": volume.data}
+        write_comparison(
+            folder / f"{path.stem}_R{acceleration}.png",
+            {label: _matched(reference, image) for label, image in shown.items()},
+            reference.astype(np.float32),
+            volume.geometry,
+            [len(reference) // 2],
+            f"{path.stem}, R = {acceleration}, {acs} calibration lines",
+            "Reference: root-sum-of-squares of all lines",
+        )
+    return {
+        "scan": path.stem,
+        "pattern": f"R{acceleration} acs{acs}",
+        "peer": f"bart l2 {strength:g}",
+        "ours_psnr": round(ours.psnr, 2),
+        "peer_psnr": round(theirs.psnr, 2),
+        "ours_ssim": round(ours.ssim, 4),
+        "peer_ssim": round(theirs.ssim, 4),
+        "ours_s": round(ours_s, 3),
+        "peer_s": round(peer_s, 3),
+    }
+
+
+def _volumes(raw: RawFile, folder: Path) -> list[Volume]:
+    """Run our chain, and return the volumes of the scan."""
+    scan, exam = read_header(raw.header, new_scan_id())
+    kept: list[Volume] = []
+
+    class Keep(Results):
+        def write_volume(self, volume: Volume, series: str, index: int, contrast: int) -> dict[str, Any]:
+            kept.append(volume)
+            return {"method": volume.provenance.method}
+
+        def write_report(self, report: dict[str, Any]) -> None:
+            """Nothing is written."""
+
+    chain = Chain(Keep(folder, scan, exam))
+    for readout in readouts(raw):
+        chain.feed(readout)
+    chain.finish("complete", "", lambda: readouts(raw))
+    return kept
+
+
+def _kspaces(raw: RawFile) -> list[Array]:
+    """Return complex64 (slice, coil, ky, kx) of each repetition by plain placement: what the peers are given."""
+    scan, _ = read_header(raw.header, "")
+    encoding = scan.encodings[0]
+    lines = [a for a in _acquisitions(raw) if a.role is not Role.NOISE]
+    shape = (1 + max(a.key.slice for a in lines), len(lines[0].samples), encoding.encoded_matrix.y)
+    n_x = encoding.recon_matrix.x
+    out = np.zeros((1 + max(a.key.repetition for a in lines), *shape, n_x), np.complex64)
+    for a in lines:
+        line = to_kspace(resize_centred(to_image(a.samples, axes=(1,)), 1, n_x), axes=(1,))
+        out[a.key.repetition, a.key.slice, :, a.step_1] = line
+    return list(out)
+
+
+def _acquisitions(raw: RawFile) -> Iterator[Any]:
+    return (to_acquisition(r.header, r.samples) for r in readouts(raw))
+
+
+def _closeness(reference: Array, mask: Array, volume: Array) -> float:
+    return -compare(reference, volume, mask).nmse
+
+
+def _magnitude(stored: Array) -> Array:
+    return np.hypot(stored["real"], stored["imag"])
+
+
+def _matched(reference: Array, image: Array) -> Array:
+    return (image * (np.vdot(reference, image) / np.vdot(image, image))).astype(np.float32)
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="scanside against its peers (NRMSE: lower is better; PSNR, SSIM: higher)")
+    for heading in ("scan", "pattern", "peer", "measure", "scanside", "peer's", ""):
+        table.add_column(heading)
+    for row in rows:
+        for measure in ("nrmse", "psnr", "ssim"):
+            if f"ours_{measure}" in row:
+                ours, theirs = row[f"ours_{measure}"], row[f"peer_{measure}"]
+                is_better = ours <= theirs if measure == "nrmse" else ours >= theirs
+                words = (row["scan"], row["pattern"], row["peer"], measure, f"{ours:g}", f"{theirs:g}")
+                table.add_row(*words, "[green]≥[/]" if is_better else "[red]worse[/]")
+    Console(stderr=True, width=140).print(table)
+
+
+if __name__ == "__main__":
+    if not shutil.which("bart") or not shutil.which("ismrmrd_generate_cartesian_shepp_logan"):
+        raise SystemExit("benchmarks.peers needs the Debian packages bart and ismrmrd-tools")
+    main()

@@ -1,0 +1,74 @@
+"""The JSON record that every benchmark leaves: what was measured, on what, with which versions and settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("scanside", "numpy", "scipy", "sigpy", "ismrmrd", "onnxruntime")
+
+
+def make_record(name: str, settings: dict[str, Any], results: Any) -> dict[str, Any]:
+    """Return the record of one run: JSON values only."""
+    return {
+        "benchmark": name,
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "versions": {"python": platform.python_version(), **_versions(), "bart": _bart()},
+        "settings": settings,
+        "results": results,
+    }
+
+
+def write_record(record: dict[str, Any], path: Path | None) -> None:
+    """Print the record as JSON, or write it to `path`."""
+    content = json.dumps(record, indent=1, allow_nan=False)
+    if path is None:
+        print(content)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n", "utf-8")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _output(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _commit() -> str:
+    commit = _output("git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD")
+    dirty = _output("git", "-C", str(Path(__file__).parent), "status", "--porcelain", "-uno")
+    return commit + ("+changes" if dirty else "")
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _bart() -> str:
+    return _output("bart", "version")

@@ -53,7 +53,6 @@ def header_xml(protocol: Protocol, protocol_name: str, seed: int) -> bytes:
             studyID="1",
             studyDescription="Simulated scan, nobody's head",
             studyInstanceUID=derive_uid("simulated study", seed),
-            bodyPartExamined="HEAD",
         ),
         measurementInformation=xsd.measurementInformationType(
             measurementID=f"simulated-{seed}-{contrast.name}",

@@ -165,6 +165,7 @@ def test_all_real_headers_are_read():
         ("<H1resonanceFrequency_Hz>123200000", "<H1resonanceFrequency_Hz>1e99", "H1resonanceFrequency_Hz 1e"),
         ("<encodedSpace>", "<encodedSpice>", "not well-formed"),
         ("ismrmrdHeader>\n", "other>\n", "not well-formed"),
+        ('<?xml version="1.0"?>', "<!DOCTYPE ismrmrdHeader>", "DOCTYPE"),
         ('<?xml version="1.0"?>', '<!DOCTYPE a [<!ENTITY b "c">]>', "DOCTYPE"),
         ('<?xml version="1.0"?>', '<?xml version="1.0" encoding="no-such-thing"?>', "not well-formed"),
     ],

@@ -59,6 +59,8 @@ class SpoolWriter:
             folder.mkdir(mode=0o700)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._file = os.open(folder / "raw.mrd", flags, 0o600)
+            sync_folder(folder)
+            sync_folder(folder.parent)
         except OSError as error:
             raise _undelivered("a scan's spool cannot be created", error) from error
 
@@ -145,9 +147,7 @@ class Spool:
     def create(self) -> SpoolWriter:
         """Start a new scan under a random id; raises DeliveryError."""
         scan_id = new_scan_id()
-        writer = SpoolWriter(scan_id, self.root / scan_id)
-        sync_folder(self.root)
-        return writer
+        return SpoolWriter(scan_id, self.root / scan_id)
 
     def scans(self) -> list[ScanState]:
         """Return all scans, the one that was written to longest ago first."""

@@ -613,6 +613,22 @@ def test_the_daemon_may_end_a_session_early(running):
         run.call(session.send(READOUT))
 
 
+def test_a_bug_in_a_session_is_handed_to_the_daemon_and_others_go_on(tmp_path):
+    run = Running(tmp_path)
+    try:
+        opened = run.listener.scan_opened
+        run.listener.scan_opened = lambda *args: 1 // 0
+        assert not is_closed(run.talk(CONFIG + HEADER + READOUT))
+        run.settle(run.server.broken.done)
+        assert isinstance(run.server.broken.exception(), ZeroDivisionError)
+        run.listener.scan_opened = opened
+        assert is_closed(run.talk(CONFIG + HEADER + READOUT + CLOSE))
+        assert {s.ending for s in Spool(run.spool.root).recover()} == {"interrupted"}
+    finally:
+        with pytest.raises(AssertionError):
+            run.stop()
+
+
 def test_a_port_in_use_is_said(running, tmp_path):
     run = running()
 

@@ -43,11 +43,12 @@ class Crew:
         self._process: asyncio.subprocess.Process | None = None
         self._heard_at = time.monotonic()
         self._is_stopping = False
+        self._is_ready = False
 
     def order(self, do: str, scan_id: str, **fields: Any) -> None:
-        """Give an order; without a worker it is dropped, as the next one is told of everything at its start."""
+        """Give an order; without a ready worker it is dropped, as the next one is told of everything at its start."""
         process = self._process
-        if process is None or process.stdin is None or process.stdin.is_closing():
+        if not self._is_ready or process is None or process.stdin is None or process.stdin.is_closing():
             return
         process.stdin.write(json.dumps({"do": do, "scan_id": scan_id, **fields}).encode() + b"\n")
 
@@ -71,7 +72,7 @@ class Crew:
             finally:
                 watch.cancel()
                 code = await _end(process)
-                self._process, self.pid = None, None
+                self._process, self.pid, self._is_ready = None, None, False
             if not self._is_stopping:
                 log.warning("worker ended code=%d; another is started", code)
                 self._on_death()
@@ -96,6 +97,7 @@ class Crew:
                 return  # it died in the middle of a report
             self._heard_at = time.monotonic()
             if report["report"] == "ready":
+                self._is_ready = True
                 self._on_start()
             else:
                 self._on_report(report, payload)

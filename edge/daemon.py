@@ -56,6 +56,7 @@ class LiveScan:
         self.n_sent = 0
         self.making = ""
         self.warned = False
+        self.is_announced = False
         self.progress_at = 0.0
         self.window_high = 0.0
         self.outcome: tuple[str, str] | None = None  # level and words for the client, once it is served
@@ -231,7 +232,8 @@ class Daemon:
         if scan is None:
             return
         kind = report["report"]
-        if kind == "started":
+        if kind == "started" and not scan.is_announced:
+            scan.is_announced = True
             names = ("matrix", "slices", "coils", "acceleration", "field_t")
             self._publish("scan.started", scan.scan_id, {name: report[name] for name in names})
         elif kind == "making":

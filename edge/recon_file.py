@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def reconstruct_file(raw: RawFile, folder: Path, method: str) -> dict[str, Any]:
+def reconstruct_file(raw: RawFile, folder: Path, method: str, is_shown: bool = True) -> dict[str, Any]:
     """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError."""
     scan, exam = read_header(raw.header, new_scan_id())
     chain = Chain(Results(folder, scan, exam), method=method)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:
         task = progress.add_task("readouts", total=len(raw.heads))
         for readout in readouts(raw):
             chain.feed(readout)

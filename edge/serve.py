@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from edge.crash import log_crashes
 from edge.daemon import Daemon
 from edge.settings import Settings, SettingsError, check, read_settings
 from recon.errors import ScanError
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 1 where the state or a port cannot be used, 2 where the settings are wrong."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    log_crashes()
     try:
         settings = _with_arguments(read_settings(args.config), args)
         check(settings)

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from edge.chain import Chain, SliceImage
+from edge.crash import log_crashes
 from edge.header import read_header
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
 from edge.results import Results
@@ -257,6 +258,7 @@ class Worker:
 def main() -> int:
     """Run a worker on standard input and output; the one argument is its settings as JSON."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    log_crashes()
     Worker(sys.stdin.buffer, sys.stdout.buffer, json.loads(sys.argv[1])).run()
     return 0
 

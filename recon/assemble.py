@@ -169,7 +169,8 @@ class Assembler:
             if not slice_encoded:
                 samples = to_image(samples, axes=(0,))
                 averages = np.broadcast_to(averages.max(axis=0), averages.shape).copy()
-        return KSpace(samples, averages, scale, is_measured, calibration, slice_encoded)
+        to_native = np.linalg.inv(whiten) if is_measured else None
+        return KSpace(samples, averages, scale, is_measured, calibration, slice_encoded, to_native)
 
     def calibration(self, key: ImageKey) -> Array | None:
         """Return the measured block around the centre for `key`, complex64 (slice, coil, ky, x), or None if too small.

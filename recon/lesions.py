@@ -182,10 +182,7 @@ def measure(head: Head, lesion: Lesion) -> LesionTruth:
 
     Raises ScanError if nothing of it lies in the brain.
     """
-    reach = max(part.shape.reach_mm * 1.3 + 2 * part.edge_mm for part in lesion.parts)
-    centre = np.asarray(lesion.core().shape.centre_mm)
-    steps = np.arange(-np.ceil(reach), np.ceil(reach) + 1, dtype=np.float32)
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij")).reshape(3, -1) + centre[:, None].astype(np.float32)
+    grid = _grid_around(lesion)
     fractions, _ = healthy_fractions(head, lesion, grid)
     core = core_fraction(lesion, grid, fractions)
     volume = float(core.sum(dtype=np.float64))
@@ -198,6 +195,20 @@ def measure(head: Head, lesion: Lesion) -> LesionTruth:
     oedema = float((around * (1 - core)).sum(dtype=np.float64))
     x, y, z = (float(value) for value in (grid.astype(np.float64) * core).sum(axis=1) / volume)
     return LesionTruth(volume / 1000, oedema / 1000, (x, y, z), midline_shift(lesion))
+
+
+def _grid_around(lesion: Lesion) -> Array:
+    """Return float32 (3, n): the points of a 1 mm grid in a box that holds all parts, found on a coarse one first."""
+    reach = max(part.shape.reach_mm * 1.3 + 2 * part.edge_mm for part in lesion.parts)
+    steps = np.arange(-reach, reach + GRID_MM, GRID_MM, dtype=np.float32)
+    coarse = np.stack(np.meshgrid(steps, steps, steps, indexing="ij")).reshape(3, -1)
+    coarse += np.asarray(lesion.core().shape.centre_mm, np.float32)[:, None]
+    near = np.zeros(coarse.shape[1], bool)
+    for part in lesion.parts:
+        near |= part.shape.depth(coarse) > -part.edge_mm - 2 * GRID_MM
+    low, high = coarse[:, near].min(axis=1), coarse[:, near].max(axis=1)
+    axes = [np.arange(a, b + 1, dtype=np.float32) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1)
 
 
 def midline_shift(lesion: Lesion) -> float:

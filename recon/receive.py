@@ -98,13 +98,13 @@ def _transverse(loop: Loop, points: Array) -> Array:
 def noise_covariance(loops: tuple[Loop, ...], seed: int) -> Array:
     """Return complex128 (coil, coil), Hermitian and positive definite, with coil noise levels within ±20 %.
 
-    Neighbours share noise through the head: correlation falls off with distance from 0.35, with a phase of its own.
+    Neighbours share noise through the head: correlation falls off with distance from 0.5, with a phase of its own.
     Source: the size of measured correlations in 32-channel head arrays, Wiggins et al., Magn Reson Med 56:216 (2006).
     """
     rng = np.random.default_rng([seed, 3])
     centres = np.array([loop.centre_mm for loop in loops])
     distance = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
-    correlation = 0.35 * np.exp(-((distance / 110) ** 2))
+    correlation = 0.5 * np.exp(-distance / 120)
     np.fill_diagonal(correlation, 1)
     phase = np.exp(1j * rng.uniform(0, 2 * np.pi, len(loops)))  # D C D* stays positive definite whatever the phases
     level = rng.uniform(0.8, 1.2, len(loops))

@@ -89,19 +89,18 @@ def reconstruct(
     Raises AcquisitionError where `method` cannot serve this k-space.
     """
     n_coils, n_ky = kspace.samples.shape[1:3]
-    steps = [
+    steps: list[str] = [
         f"noise prewhitened ({'noise readout' if kspace.noise_is_measured else 'level estimated from outer k-space'})"
     ]
     if method == "zero-filled":
-        return _finish(_combined(kspace, encoding), kspace, "zero-filled", [*steps, "root-sum-of-squares"])
+        return Image(_combined(kspace, encoding), "zero-filled", (*steps, "root-sum-of-squares"))
     coils = sensitivities or sense_coils(kspace.calibration, n_ky, n_coils, True, stage)
     if coils.maps is None:
         if method == "sense":
             raise AcquisitionError(f"SENSE needs coil maps, and there are none: {coils.reason}")
         with stage("classical"):
             combined = _combined(kspace, encoding)
-        steps += [f"no coil maps: {coils.reason}", "root-sum-of-squares"]
-        return _finish(combined, kspace, "root-sum-of-squares", steps)
+        return Image(combined, "root-sum-of-squares", (*steps, f"no coil maps: {coils.reason}", "root-sum-of-squares"))
     with stage("compress"):
         compressed = KSpace(
             compress(kspace.samples, coils.matrix),
@@ -114,18 +113,35 @@ def reconstruct(
     if len(coils.matrix) < n_coils:
         steps.append(f"{n_coils} coils compressed to {len(coils.matrix)}")
     with stage("classical"):
-        image = np.abs(to_recon_grid(cg_sense(compressed, coils.maps), encoding))
-    return _finish(image, kspace, "sense", [*steps, "ESPIRiT coil maps", "regularised CG-SENSE"])
+        image = cg_sense(compressed, coils.maps) * _native_sensitivity(kspace, coils)
+        magnitude = np.abs(to_recon_grid(image, encoding))
+    return Image(magnitude, "sense", (*steps, "ESPIRiT coil maps", "regularised CG-SENSE"))
 
 
 def _combined(kspace: KSpace, encoding: Encoding) -> Array:
-    """Root-sum-of-squares on the image's own grid, float32 (slice, y, x), one coil at a time to bound memory."""
+    """Root-sum-of-squares in native units, float32 (slice, y, x), one coil at a time to bound memory."""
     axes = (0, 1) if kspace.slice_encoded else (1,)
     power: Array = np.float32(0)
-    for coil in range(kspace.samples.shape[1]):
-        power = power + np.abs(to_recon_grid(to_image(kspace.samples[:, coil], axes), encoding)) ** 2
+    for weights in _to_native(kspace):
+        samples = np.tensordot(weights, kspace.samples, axes=(0, 1))
+        power = power + np.abs(to_recon_grid(to_image(samples, axes), encoding)) ** 2
     return np.sqrt(power)
 
 
-def _finish(magnitude: Array, kspace: KSpace, method: str, steps: list[str]) -> Image:
-    return Image(magnitude * np.float32(kspace.noise_scale), method, tuple(steps))
+def _to_native(kspace: KSpace) -> Array:
+    """complex64 (coil, whitened coil): whitened samples to the receiver's own units."""
+    if kspace.to_native is not None:
+        return kspace.to_native
+    return np.eye(kspace.samples.shape[1], dtype=np.complex64) * np.float32(kspace.noise_scale)
+
+
+def _native_sensitivity(kspace: KSpace, coils: Sensitivities) -> Array:
+    """float32 (slice, y, x): what turns the combined image into the root-sum-of-squares of the receiver's own coils.
+
+    The maps describe whitened coils; without this the image would be shaded by how noisy the coils near a place are.
+    """
+    assert coils.maps is not None
+    back = _to_native(kspace) @ coils.matrix.conj().T
+    maps = coils.maps.maps
+    power = np.einsum("svyx,svyx->syx", maps.conj(), np.einsum("vw,swyx->svyx", back.conj().T @ back, maps)).real
+    return np.sqrt(np.maximum(power, 0)).astype(np.float32)

@@ -245,6 +245,7 @@ class KSpace:
         where there are too few such lines to calibrate on.
     noise_scale: native units of the receiver per unit of noise standard deviation.
     noise_is_measured: False where the level was estimated from the outermost samples.
+    to_native: complex64 (coil, coil) that undoes the whitening; None where that is `noise_scale` alone.
     """
 
     samples: Array
@@ -253,6 +254,7 @@ class KSpace:
     noise_is_measured: bool
     calibration: Array | None = None
     slice_encoded: bool = False
+    to_native: Array | None = None
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 4:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,17 +50,18 @@ def main() -> None:
     parser.add_argument("--png", type=Path, metavar="DIR", help="draw each real scan's comparison here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
-    jobs: list[tuple[Any, ...]] = [
-        ("phantom", matrix, coils, acceleration)
+    jobs: list[Callable[[], list[dict[str, Any]]]] = [
+        partial(phantom, matrix, coils, acceleration)
         for matrix, coils in (_SIZES[:1] if args.quick else _SIZES)
         for acceleration in (1, 2, 4)
     ]
     patterns = ((2, 24),) if args.quick else ((2, 24), (3, 24), (4, 24))
-    jobs += [("real", path, *pattern) for pattern in patterns for path in sorted(args.data.glob("*.h5"))]
+    paths = sorted(args.data.glob("*.h5"))
+    jobs += [partial(real, path, *pattern, args.png) for pattern in patterns for path in paths]
     rows: list[dict[str, Any]] = []
     with Progress(console=Console(stderr=True)) as progress:
         for job in progress.track(jobs, description="scans"):
-            rows += phantom(*job[1:]) if job[0] == "phantom" else [real(*job[1:], folder=args.png)]
+            rows += job()
     _show(rows)
     settings = {"quick": args.quick, "real": args.data.exists()}
     write_record(make_record("peers", settings, rows), args.json)
@@ -111,7 +112,7 @@ def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
         return rows
 
 
-def real(path: Path, acceleration: int, acs: int, folder: Path | None) -> dict[str, Any]:
+def real(path: Path, acceleration: int, acs: int, folder: Path | None) -> list[dict[str, Any]]:
     """Compare on one fully sampled real scan of which lines are dropped: scores against its root-sum-of-squares."""
     full = open_raw(path)
     raw = undersample(full, acceleration, acs)
@@ -136,17 +137,19 @@ def real(path: Path, acceleration: int, acs: int, folder: Path | None) -> dict[s
             f"{path.stem}, R = {acceleration}, {acs} calibration lines",
             "Reference: root-sum-of-squares of all lines",
         )
-    return {
-        "scan": path.stem,
-        "pattern": f"R{acceleration} acs{acs}",
-        "peer": f"bart l2 {strength:g}",
-        "ours_psnr": round(ours.psnr, 2),
-        "peer_psnr": round(theirs.psnr, 2),
-        "ours_ssim": round(ours.ssim, 4),
-        "peer_ssim": round(theirs.ssim, 4),
-        "ours_s": round(ours_s, 3),
-        "peer_s": round(peer_s, 3),
-    }
+    return [
+        {
+            "scan": path.stem,
+            "pattern": f"R{acceleration} acs{acs}",
+            "peer": f"bart l2 {strength:g}",
+            "ours_psnr": round(ours.psnr, 2),
+            "peer_psnr": round(theirs.psnr, 2),
+            "ours_ssim": round(ours.ssim, 4),
+            "peer_ssim": round(theirs.ssim, 4),
+            "ours_s": round(ours_s, 3),
+            "peer_s": round(peer_s, 3),
+        }
+    ]
 
 
 def _volumes(raw: RawFile, folder: Path) -> list[Volume]:

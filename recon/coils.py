@@ -21,7 +21,7 @@ MAX_KERNEL = 6
 MAX_CALIBRATION = 32  # samples of the calibration block used along each axis
 MAX_GRID = 48  # coarse grid; the projector is a trigonometric polynomial of order 5, so this oversamples 4 times
 N_POWER_STEPS = 8
-SUPPORT_EIGENVALUE = 0.4  # tissue has 0.9 and more even at low signal: this is far on the safe side
+SUPPORT_EIGENVALUE = 0.8  # then grown by a coarse cell: no tissue was cut in any real scan tried
 
 
 def estimate_maps(calibration: Array, n_ky: int, threshold: float = 0.01) -> CoilMaps:
@@ -32,8 +32,8 @@ def estimate_maps(calibration: Array, n_ky: int, threshold: float = 0.01) -> Coi
     n_ky: lines of the full grid. threshold: singular values of the calibration matrix below this part of the largest
         (or below those of its noise) are taken for noise, softly.
 
-    The maps are complex64 (slice, coil, n_ky, x) with unit norm over coils on the support (eigenvalue at least
-    `SUPPORT_EIGENVALUE`), 0 off it; their phase is that of the coil combination which receives most.
+    The maps are complex64 (slice, coil, n_ky, x) with unit norm over coils on the support (eigenvalue above
+    `SUPPORT_EIGENVALUE`, and a margin), 0 off it; their phase is that of the coil combination which receives most.
     Raises AcquisitionError where no maps can be had: fewer than `MIN_LINES` lines, or nothing measured in a slice.
     """
     if calibration.ndim != 4:
@@ -64,7 +64,7 @@ def _maps_of_slice(block: Array, shape: tuple[int, int], threshold: float) -> Ar
     kernel = (_kernel_size(block.shape[1]), _kernel_size(block.shape[2]))
     local = _local_projectors(_projector(block, kernel, threshold), kernel, grid)
     vectors, eigenvalues = _leading_eigenvectors(local, _coarse_image(block, grid))
-    return _interpolate(_align_phase(vectors, block), eigenvalues, shape)
+    return _interpolate(_align_phase(vectors, block), _grow(eigenvalues.reshape(grid)), shape)
 
 
 def _kernel_size(n_samples: int) -> int:
@@ -160,12 +160,20 @@ def _align_phase(vectors: Array, block: Array) -> Array:
     return vectors * xp.exp(-1j * xp.angle(phase)).astype(xp.complex64)
 
 
+def _grow(eigenvalues: Array) -> Array:
+    """Return the largest eigenvalue (y, x) among each place and its eight neighbours: room around the head."""
+    xp = array_module(eigenvalues)
+    for axis in (0, 1):
+        sides = (xp.roll(eigenvalues, step, axis) for step in (-1, 1))
+        eigenvalues = xp.maximum(eigenvalues, xp.maximum(*sides))
+    return eigenvalues
+
+
 def _interpolate(vectors: Array, eigenvalues: Array, shape: tuple[int, int]) -> Array:
-    """Return maps (coil, *shape) from eigenvectors on the coarse grid, unit norm on the support."""
+    """Return maps (coil, *shape) from eigenvectors (coil, place) and eigenvalues (y, x) on the coarse grid."""
     xp = array_module(vectors)
-    n_coils = vectors.shape[0]
-    grid = (min(shape[0], MAX_GRID), min(shape[1], MAX_GRID))
-    parts = xp.concatenate([vectors.real, vectors.imag, eigenvalues[None]]).reshape(-1, *grid)
+    n_coils, grid = vectors.shape[0], eigenvalues.shape
+    parts = xp.concatenate([vectors.real, vectors.imag, eigenvalues.reshape(1, -1)]).reshape(-1, *grid)
     fine = _spline(xp, grid[0], shape[0]) @ parts @ _spline(xp, grid[1], shape[1]).T
     real, imag, eigenvalue = fine[:n_coils], fine[n_coils:-1], fine[-1]
     norm = xp.sqrt((fine[:-1] ** 2).sum(0))

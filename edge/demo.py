@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from edge.child import DaemonProcess
 from edge.comparison import write_comparison
 from edge.mrd import LAST_IN_SLICE
 from edge.rawfile import RawFile, open_raw
@@ -36,7 +35,7 @@ from recon.protocol import Protocol
 from recon.scan import Geometry
 
 LINES_PER_S = 120.0  # a turbo spin echo with TR 9 s and 12 slices reads about 40 lines a second: three times as fast
-_START_S, _EVENT_S = 30.0, 60.0
+_EVENT_S = 60.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +79,8 @@ def _demonstrate(args: argparse.Namespace, console: Console) -> None:
         task = progress.add_task("simulate the head and its scan", total=protocol.n_slices)
         simulate_file(out / "scan.h5", protocol, args.finding, args.seed, on_slice=lambda: progress.advance(task))
         raw = open_raw(out / "scan.h5")
-        with _daemon(out / "state", out / "daemon.log") as (port, events_address):
-            replayed, heard, latencies_ms = _scan(raw, port, events_address, args.rate, progress)
+        with DaemonProcess(out / "state", out / "daemon.log") as daemon:
+            replayed, heard, latencies_ms = _scan(raw, daemon, args.rate, progress)
             done = heard.done
             if done is None or done["kind"] != "scan.done":
                 why = done.get("reason", "") if done else "no scan.done event came"
@@ -94,44 +93,14 @@ def _demonstrate(args: argparse.Namespace, console: Console) -> None:
             progress.stop()
             _show(console, out, replayed, heard, latencies_ms, nrmse)
             if args.stay:
-                console.print(f"The daemon stays up: MRD 127.0.0.1:{port}, events {events_address}. Ctrl-C ends it.")
+                console.print(
+                    f"The daemon stays up: MRD 127.0.0.1:{daemon.port}, events {daemon.events}. Ctrl-C ends it."
+                )
                 with suppress(KeyboardInterrupt):
                     threading.Event().wait()
 
 
-@contextmanager
-def _daemon(state: Path, log_path: Path) -> Any:
-    """Run `scanside serve` on free ports; yield its MRD port and event address. Raises DeliveryError."""
-    words = ["serve", "--state", str(state), "--port", "0", "--events", "tcp://127.0.0.1:0"]
-    with log_path.open("w+") as log:
-        process = subprocess.Popen([sys.executable, "-m", "edge.command", *words], stderr=log, stdout=log)
-        try:
-            yield _wait_for_ports(process, log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait_for_ports(process: subprocess.Popen[bytes], log: IO[str]) -> tuple[int, str]:
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until and process.poll() is None:
-        log.seek(0)
-        found = re.search(r"serving mrd=\S+:(\d+) events=(\S+)", log.read())
-        if found:
-            return int(found[1]), found[2]
-        time.sleep(0.05)
-    log.seek(0)
-    last = (log.read().strip().splitlines() or ["it said nothing"])[-1]
-    raise DeliveryError(f"the daemon did not start: {last}")
-
-
-def _scan(
-    raw: RawFile, port: int, events_address: str, rate: str, progress: Progress
-) -> tuple[Replayed, _Heard, list[float]]:
+def _scan(raw: RawFile, daemon: DaemonProcess, rate: str, progress: Progress) -> tuple[Replayed, _Heard, list[float]]:
     """Stream the scan while listening to events; return what came back and each slice's last line → image, in ms."""
     heard = _Heard()
     flags = raw.heads["flags"].astype(np.uint64)
@@ -140,7 +109,7 @@ def _scan(
     }
     sending = progress.add_task("scanner: readouts sent over MRD", total=len(raw.heads))
     images = progress.add_task("daemon: images over ZeroMQ", total=len(slice_of_last))
-    listener = threading.Thread(target=_listen, args=(events_address, heard, progress, images), daemon=True)
+    listener = threading.Thread(target=_listen, args=(daemon.events, heard, progress, images), daemon=True)
     listener.start()
     sent_at: dict[int, float] = {}
     count = iter(range(len(raw.heads)))
@@ -151,7 +120,7 @@ def _scan(
         if number in slice_of_last:
             sent_at[slice_of_last[number]] = time.monotonic()
 
-    replayed = stream_file(raw, "127.0.0.1", port, due_s=times_due(raw, rate), on_readout=on_readout)
+    replayed = stream_file(raw, "127.0.0.1", daemon.port, due_s=times_due(raw, rate), on_readout=on_readout)
     start = time.monotonic() - replayed.total_s
     heard.is_over.wait(_EVENT_S)
     if replayed.problem:

@@ -7,7 +7,6 @@ are finished, interrupted ones are reconstructed as far as whole slices reach an
 from __future__ import annotations
 
 import asyncio
-import bisect
 import fcntl
 import hashlib
 import logging
@@ -23,8 +22,9 @@ import numpy as np
 from edge.chain import findings_json
 from edge.crew import Crew, Report
 from edge.ledger import Ledger
+from edge.live import LiveScan, image_info
 from edge.mrd import Limits
-from edge.mrd_write import ImageInfo, encode_image
+from edge.mrd_write import encode_image
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
@@ -38,45 +38,7 @@ from triage.findings import not_assessed
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.5  # between two progress events of one scan
-_SERIES = {"classical": 1, "network": 2, "super-resolved": 3}  # image_series_index, plus ten for each encoding
 _MAX_DEATHS = 10  # of workers that were reading a scan and making no image
-
-
-class LiveScan:
-    """What the daemon remembers of a scan that is not finished."""
-
-    def __init__(self, scan_id: str, session: Session | None, received_at: str) -> None:
-        self.scan_id = scan_id
-        self.session = session
-        self.received_at = received_at
-        self.ending: Ending | None = None
-        self.reason = ""
-        self.n_bytes = 0
-        self.n_readouts = 0
-        self.n_sent = 0
-        self.making = ""
-        self.warned = False
-        self.is_announced = False
-        self.progress_at = 0.0
-        self.window_high = 0.0
-        self.outcome: tuple[str, str] | None = None  # level and words for the client, once it is served
-        self.latencies_ms: list[float] = []
-        self._arrivals: list[tuple[int, float]] = []  # bytes in the spool, and when (monotonic)
-        self.outbox: asyncio.Queue[bytes | tuple[str, str] | None] = asyncio.Queue()
-
-    def arrived(self, n_bytes: int, n_readouts: int) -> None:
-        """Note how far the stream has come."""
-        self.n_bytes, self.n_readouts = n_bytes, n_readouts
-        self._arrivals.append((n_bytes, time.monotonic()))
-
-    def arrived_at(self, message_end: int) -> float | None:
-        """When (monotonic) the byte before `message_end` had come; forgets what came before."""
-        at = bisect.bisect_left(self._arrivals, (message_end, 0.0))
-        if not message_end or at == len(self._arrivals):
-            return None
-        when = self._arrivals[at][1]
-        del self._arrivals[:at]
-        return when
 
 
 class Daemon:
@@ -254,9 +216,7 @@ class Daemon:
         if not report["is_known"] and not scan.warned:
             scan.warned = True
             scan.outbox.put_nowait(("WARNING", "the readouts carry no usable directions: an axial plane is assumed"))
-        scan.outbox.put_nowait(
-            encode_image(image if len(image) > 1 else image[0], _image_info(report, scan.n_sent + 1))
-        )
+        scan.outbox.put_nowait(encode_image(image if len(image) > 1 else image[0], image_info(report, scan.n_sent + 1)))
         scan.n_sent += 1
         last_line_at = scan.arrived_at(report["message_end"])
         if last_line_at is not None:
@@ -377,33 +337,3 @@ class Daemon:
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = failure
             self._stopping.set()
-
-
-def _image_info(report: Report, index: int) -> ImageInfo:
-    """What the scanner is told of an image: its own place, direction and size."""
-    n_z, n_y, n_x = report["shape"]
-    distance, dy, dx = report["spacing_mm"]
-    row, col = np.array(report["row_dir"]), np.array(report["col_dir"])
-    centre = np.array(report["origin_mm"])[n_z // 2] + row * dx * (n_x // 2) + col * dy * (n_y // 2)
-    key = report["key"]
-    return ImageInfo(
-        position_mm=_three(centre),
-        row_dir=_three(row),
-        col_dir=_three(col),
-        slice_dir=_three(np.cross(row, col)),
-        fov_mm=(n_x * dx, n_y * dy, n_z * distance if n_z > 1 else report["thickness_mm"]),
-        series=_SERIES[report["series"]] + 10 * key["encoding"],
-        index=index,
-        series_description=f"Scanside {report['series']}",
-        slice=key["slice"],
-        contrast=key["contrast"],
-        phase=key["phase"],
-        repetition=key["repetition"],
-        set=key["set"],
-        comment="Not for diagnostic use",
-    )
-
-
-def _three(vector: Array) -> tuple[float, float, float]:
-    x, y, z = (float(v) for v in vector)
-    return x, y, z

@@ -124,8 +124,8 @@ def build() -> dict[str, Field]:
     )
     paint.over("fluid", below(hull, inner) * below(-grid.z, 74))
     paint.over("fluid", mask.astype(np.float32))
-    paint.over("gm", grey)
-    paint.over("wm", white / np.maximum(1 - grey, 1e-3) * (grey < 1))
+    paint.over("gm", np.minimum(grey / np.maximum(1 - white, 1e-3), 1))  # white comes over it and leaves `grey`
+    paint.over("wm", white)
     _spine(paint, grid)
     return paint.fractions
 

@@ -22,8 +22,8 @@ BONE = STORED_TISSUES.index("bone")
 BLOCK = 4  # voxels along the side of a block that is searched for tissue
 FIELD_SPACING_MM = 2.0
 FOLD_WIDTH_MM = 3.0
-FOLD_STRENGTH = 1.0
-GREY_PRIOR = 5.0  # cortex is thinner than the scatter of an average, which therefore understates it
+FOLD_STRENGTH = 0.8
+FLUID_PRIOR = 4.0  # sulci are narrower than the scatter of an average, which therefore understates them
 TEXTURE = 0.02  # standard deviation of the signal within one tissue, of its mean, fine and coarse alike
 N_BUMPS = 6
 BUMP_MM = 2.0
@@ -93,8 +93,8 @@ def make_head(anatomy: Anatomy, seed: int) -> Head:
         rng.uniform((-60, -80, -50), (60, 80, 70), (N_BUMPS, 3)),
         np.clip(rng.normal(0, BUMP_MM, (N_BUMPS, 3)), -2 * BUMP_MM, 2 * BUMP_MM),
         rng.uniform(22, 40, N_BUMPS),
+        (FLUID_PRIOR * np.exp(FOLD_STRENGTH * _noise(rng, shape, FOLD_WIDTH_MM))).astype(np.float32),
         np.exp(FOLD_STRENGTH * _noise(rng, shape, FOLD_WIDTH_MM)).astype(np.float32),
-        (GREY_PRIOR * np.exp(FOLD_STRENGTH * _noise(rng, shape, FOLD_WIDTH_MM))).astype(np.float32),
         (1 + TEXTURE * _noise(rng, shape, 2.0) + TEXTURE * _noise(rng, shape, 12.0)).astype(np.float32),
     )
 

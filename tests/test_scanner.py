@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from edge.anatomy import load_anatomy
-from recon.contrast import CONTRASTS
+from recon.contrast import CONTRASTS, TISSUES, signal
 from recon.errors import AcquisitionError
 from recon.fourier import resize_centred, to_image
-from recon.head import make_head
+from recon.head import STORED_TISSUES, make_head, tissue_fractions, to_atlas
 from recon.lesions import measure, place_lesion
 from recon.protocol import ORIENTATIONS, OVERSAMPLING, Protocol, geometry, lines, slice_order
-from recon.receive import helmet, noise_covariance
+from recon.receive import helmet, noise_covariance, sensitivities
 from recon.scan import Acquisition, Role
 from recon.scanner import _fold, noise_readouts, noise_sigma, scan, scan_slice
 
@@ -215,3 +216,17 @@ def test_impossible_protocols_are_refused_in_one_line(field: str, value: object)
         replace(SMALL, **{field: value})
     assert "\n" not in str(caught.value)
     assert "is right" in str(caught.value) or "can be simulated" in str(caught.value)
+
+
+def test_white_matter_has_its_signal_in_the_readouts_units() -> None:
+    protocol = replace(SMALL, matrix=(128, 128), n_slices=1, thickness_mm=2, shift_mm=10, contrast=CONTRASTS["t2"])
+    scanned = scan_slice(HEAD, protocol, 0)
+    stack = geometry(protocol)
+    y, x = np.mgrid[:128, :128]
+    points = (stack.affine() @ np.stack([x, y, 0 * x, 0 * x + 1]).reshape(4, -1))[:3].astype(np.float32)
+    white = tissue_fractions(HEAD, to_atlas(HEAD, points))[STORED_TISSUES.index("wm")].reshape(128, 128)
+    deep = ndimage.minimum_filter(white, 7) > 0.99
+    assert deep.sum() > 30
+    seen = np.sqrt((np.abs(sensitivities(helmet(4), points.T.astype(float))) ** 2).sum(axis=0)).reshape(128, 128)
+    expected = signal(TISSUES["wm"], protocol.contrast) * seen[deep]
+    assert np.median(scanned.image[deep] / expected) == pytest.approx(1, abs=0.04)  # texture and Gibbs' ringing

@@ -99,6 +99,7 @@ class Daemon:
         self._recover()
         await self._server.start()
         log.info("serving mrd=%s:%d events=%s", self._settings.mrd.host, self.port, self.events_address)
+        self._start(self._watch_server())
         self._start(self._crew.run())
         self._start(self._beat())
         await self._stopping.wait()
@@ -301,6 +302,11 @@ class Daemon:
         fields = {"scan_id": scan_id, **fields} if scan_id else fields
         seq = self._ledger.add_event(kind, scan_id, at, fields)
         self._publisher.send(encode_event(kind, seq, at, fields, payload))
+
+    async def _watch_server(self) -> None:
+        """Fail when a session hits a bug."""
+        assert self._server.broken is not None
+        await self._server.broken
 
     async def _beat(self) -> None:
         """Publish that the daemon lives, and keep the ledger of events short."""

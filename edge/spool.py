@@ -28,6 +28,8 @@ ENDINGS: tuple[Ending, ...] = ("complete", "interrupted", "failed")
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
 _SCAN_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _DELETED = ".deleted-"
+_WINDOW = 64 << 20
+_KEPT_FREE = 64 << 20
 
 
 def new_scan_id() -> str:
@@ -65,8 +67,18 @@ class SpoolWriter:
             raise _undelivered("a scan's spool cannot be created", error) from error
 
     def append(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Write all of `chunk`; raises DeliveryError where the disk takes no more, and keeps what it took."""
+        """Write all of `chunk`; raises DeliveryError where the disk takes no more, and keeps what it took.
+
+        The last of the disk is not for the spool: ledger and results of what has come must find room.
+        """
         view = memoryview(chunk).cast("B")
+        disk = os.fstatvfs(self._file)
+        free, kept = disk.f_bavail * disk.f_frsize, min(_KEPT_FREE, disk.f_blocks * disk.f_frsize // 8)
+        if free - len(view) < kept:
+            raise DeliveryError(
+                f"the disk is full: {free >> 20} MiB are left and {kept >> 20} MiB are kept for results; "
+                f"the spool ends after {self.n_bytes} bytes of the scan"
+            )
         while view:
             try:
                 n = os.write(self._file, view)
@@ -95,36 +107,52 @@ class SpoolWriter:
 
 
 class SpoolReader:
-    """The stream of one scan, mapped into memory; it can be read while it is still being written."""
+    """The stream of one scan, mapped into memory a window at a time; it can be read while it is still being written.
+
+    buffer: what is mapped; base: where in the stream it begins.
+    """
 
     def __init__(self, path: Path, limits: Limits = DEFAULT_LIMITS) -> None:
         """Open the file at `path`; raises DeliveryError where there is none."""
         self.buffer: memoryview = memoryview(b"")
+        self.base = 0
         self._limits = limits
-        self._offset = 0
+        self._offset = 0  # in the stream, of the next message
+        self._window = _WINDOW
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise _undelivered("the scan's stream cannot be opened", error) from error
-        self.refresh()
-
-    def refresh(self) -> int:
-        """Map what the file has grown by and return its length. Views of the former mapping stay good."""
-        n = os.fstat(self._file).st_size
-        if n > len(self.buffer):
-            self.buffer = memoryview(mmap.mmap(self._file, n, prot=mmap.PROT_READ))
-        return len(self.buffer)
 
     def messages(self) -> Iterator[Message]:
-        """Yield the whole messages that have come since the last call, in `buffer`, up to and with CLOSE.
+        """Yield the whole messages that have come since the last call, up to and with CLOSE.
 
-        Each message's offsets hold in every later mapping too. Raises StreamError as `edge.mrd.next_message`.
+        A message's offsets are those in `buffer` at that moment; `base` + offset is the place in the stream. Views of
+        former buffers stay good. Raises StreamError as `edge.mrd.next_message`.
         """
-        self.refresh()
-        for message in messages(self.buffer, self._offset, self._limits):
-            if message.id is not MessageId.CLOSE:  # CLOSE is found again, so that a late caller sees it too
-                self._offset = message.end
-            yield message
+        while True:
+            start = self._offset
+            for message in messages(self.buffer, self._offset - self.base, self._limits):
+                if message.id is not MessageId.CLOSE:  # CLOSE is found again, so that a late caller sees it too
+                    self._offset = self.base + message.end
+                yield message
+                if message.id is MessageId.CLOSE:
+                    return
+            if not self._map(is_stuck=start == self._offset):
+                return
+
+    def _map(self, is_stuck: bool) -> bool:
+        """Map the stream from the next message on, a window of it; False where there is no more than was mapped."""
+        mapped = self.base + len(self.buffer)
+        n = os.fstat(self._file).st_size
+        if n <= mapped:
+            return False
+        if is_stuck and len(self.buffer) >= self._window:
+            self._window *= 2  # one message is longer than the window
+        self.base = self._offset - self._offset % mmap.ALLOCATIONGRANULARITY
+        length = min(n - self.base, self._window)
+        self.buffer = memoryview(mmap.mmap(self._file, length, prot=mmap.PROT_READ, offset=self.base))
+        return True
 
     def close(self) -> None:
         """Close the file; views of its content stay good. A second call does nothing."""

@@ -103,7 +103,7 @@ class OpenScan:
         elif message.id is MessageId.ACQUISITION:
             if self._chain is None:
                 raise AcquisitionError("readouts came without a header before them; an ISMRMRD XML header is needed")
-            self._chain.feed(read_acquisition(self._reader.buffer, message), message.end)
+            self._chain.feed(read_acquisition(self._reader.buffer, message), self._reader.base + message.end)
 
     def _open(self, xml: bytes) -> None:
         scan, exam = read_header(xml, self.scan_id)

@@ -22,7 +22,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "pydicom": {"edge.dicom", "edge.dicom_mr"},
     "zmq": {"edge.wire"},
     "sqlite3": {"edge.ledger", "edge.daemon"},
-    "h5py": {"edge.rawfile", "edge.replay"},
+    "h5py": {"edge.rawfile", "edge.raw_write", "edge.replay"},
     "ismrmrd": {"edge.raw_write"},
     "PIL": {"edge.preview"},
     "rich": {"edge.demo", "edge.doctor", "edge.recon_file", "edge.replay", "edge.simulate"},

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edge import mrd_write
-from edge.mrd import ACQUISITION_HEADER, MessageId, read_acquisition
+from edge.mrd import ACQUISITION_HEADER, MessageId, read_acquisition, read_text
 from edge.spool import Spool, new_scan_id
 from recon.errors import DeliveryError, ScanError
 
@@ -160,12 +162,49 @@ def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path, monkeypatch)
     assert spool.path(writer.scan_id).read_bytes() == b"x" * 100
 
 
+def test_a_long_stream_is_read_in_windows_and_a_longer_message_widens_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("edge.spool._WINDOW", mmap.ALLOCATIONGRANULARITY)
+    spool = Spool(tmp_path)
+    writer = spool.create()
+    texts = ["x" * n for n in (10, 3000, 5000, 20, 40000, 7, *range(900, 930))]
+    for text in texts:
+        writer.append(mrd_write.encode_text(text))
+    reader = spool.open(writer.scan_id)
+    found, places = [], []
+    for message in reader.messages():
+        found.append(read_text(reader.buffer, message))
+        places.append(reader.base + message.start)
+    assert found == texts
+    assert places == [sum(len(mrd_write.encode_text(text)) for text in texts[:n]) for n in range(len(texts))]
+    assert reader.base > 0
+    writer.append(mrd_write.encode_text("more")[:5])
+    assert list(reader.messages()) == []
+    writer.append(mrd_write.encode_text("more")[5:])
+    assert [read_text(reader.buffer, message) for message in reader.messages()] == ["more"]
+    writer.finish("complete")
+
+
+def test_the_last_of_the_disk_is_kept_for_results(tmp_path, monkeypatch):
+    spool = Spool(tmp_path)
+    writer = spool.create()
+    writer.append(b"x" * 100)
+    real = os.fstatvfs(writer._file)
+    nearly_full = SimpleNamespace(f_bavail=(70 << 20) // real.f_frsize, f_frsize=real.f_frsize, f_blocks=real.f_blocks)
+    monkeypatch.setattr("os.fstatvfs", lambda file: nearly_full)
+    writer.append(b"x" * 100)
+    with pytest.raises(DeliveryError, match=r"disk is full: 70 MiB are left and 64 MiB .* after 200 bytes"):
+        writer.append(b"x" * (7 << 20))
+    monkeypatch.undo()
+    writer.finish("failed", "the disk is full")
+    assert spool.path(writer.scan_id).read_bytes() == b"x" * 200
+
+
 def test_deletion_and_free_space(tmp_path):
     spool = Spool(tmp_path)
     writer = spool.create()
     reader = spool.open(writer.scan_id)
     writer.append(b"abc")
-    reader.refresh()
+    assert list(reader.messages()) == []
     spool.delete(writer.scan_id)
     assert bytes(reader.buffer) == b"abc"  # whoever still reads is not disturbed
     reader.close()

@@ -23,8 +23,8 @@ from recon.prior import SignalPrior, learn_prior
 from recon.scan import CoilMaps, KSpace
 
 FIRST_ITERATIONS = 6
-ITERATIONS = 12
-TOLERANCE = 1e-3
+ITERATIONS = 20
+TOLERANCE = 3e-4
 COLUMNS = 32  # columns of a 3-D scan solved at a time, which bounds the memory
 
 

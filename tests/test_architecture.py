@@ -27,6 +27,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "PIL": {"edge.preview"},
     "rich": {"edge.demo", "edge.doctor", "edge.recon_file", "edge.replay", "edge.simulate"},
     "defusedxml": {"edge.header"},
+    "threadpoolctl": {"edge.chain"},
     "tomli": {"edge.settings"},
     "nibabel": {"export"},
     "nilearn": {"export"},

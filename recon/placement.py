@@ -70,26 +70,27 @@ def place_readout(acquisition: Acquisition, encoding: Encoding) -> Array:
     pre, post, centre = acquisition.discard_pre, acquisition.discard_post, acquisition.center_sample
     if pre + post >= sent:
         raise AcquisitionError(f"{pre} + {post} samples are to be discarded of a readout of {sent}")
+    is_said = centre < sent  # senders that do not know the centre name one beyond the samples
     if acquisition.is_reversed:
         samples = samples[:, ::-1]
         pre, post, centre = post, pre, sent - 1 - centre
     kept = samples[:, pre : sent - post]
+    width = kept.shape[1]
+    centre = centre - pre if is_said else width // 2
+    # Senders differ in which of the two middle samples of a reversed line they call its centre.
+    is_middle = centre in (width // 2, (width - 1) // 2 if acquisition.is_reversed else width // 2)
     if sent == n:
         start = pre  # a full-size readout is centred whatever its centre says
-    elif kept.shape[1] == image_columns(encoding) and centre - pre == kept.shape[1] // 2:
+    elif width == image_columns(encoding) and is_middle:
         return to_kspace(resize_centred(to_image(kept, axes=(1,)), 1, n), axes=(1,))
-    elif centre >= sent:
-        start = n // 2 - kept.shape[1] // 2
     else:
-        start = n // 2 - (centre - pre)
-    if start < 0 or start + kept.shape[1] > n:
-        raise AcquisitionError(
-            f"{kept.shape[1]} samples with their centre at {centre - pre} do not fit an encoded matrix of {n}"
-        )
-    if kept.shape[1] == n:
+        start = n // 2 - centre
+    if start < 0 or start + width > n:
+        raise AcquisitionError(f"{width} samples with their centre at {centre} do not fit an encoded matrix of {n}")
+    if width == n:
         return kept
     line = np.zeros((len(kept), n), np.complex64)
-    line[:, start : start + kept.shape[1]] = kept
+    line[:, start : start + width] = kept
     return line
 
 

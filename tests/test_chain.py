@@ -1,0 +1,139 @@
+"""The chain that worker and `recon` share: what it makes early, late, partly and not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.chain import Chain, SliceImage
+from edge.header import read_header
+from edge.mrd import LAST_IN_SLICE, Readout
+from edge.rawfile import RawFile, open_raw
+from edge.recon_file import readouts
+from edge.results import Results
+from recon.errors import AcquisitionError
+
+
+@pytest.fixture
+def raw(small_scan: Path) -> RawFile:
+    return open_raw(small_scan)
+
+
+def chain_for(raw: RawFile, folder: Path, **options: object) -> Chain:
+    scan, exam = read_header(raw.header, "0" * 26)
+    return Chain(Results(folder, scan, exam), **options)
+
+
+def altered(raw: RawFile, **fields: object) -> Iterator[Readout]:
+    """The readouts with header fields set to what `fields` says, per readout where it is a list."""
+    for number, readout in enumerate(readouts(raw)):
+        header = readout.header.copy()
+        for name, value in fields.items():
+            header[name] = value[number] if isinstance(value, (list, np.ndarray)) else value
+        yield readout._replace(header=header)
+
+
+def run(raw: RawFile, folder: Path, stream: list[Readout], ending: str = "complete", **options: object) -> Chain:
+    chain = chain_for(raw, folder, **options)
+    for readout in stream:
+        chain.feed(readout)
+    chain.finish(ending, "", lambda: stream)
+    return chain
+
+
+def test_images_come_slice_by_slice_and_make_one_volume(raw: RawFile, tmp_path: Path) -> None:
+    images: list[SliceImage] = []
+    chain = run(raw, tmp_path, list(readouts(raw)), on_image=images.append)
+    volume = np.load(tmp_path / "volume.npy")
+    assert len(images) == chain.n_images == 4
+    for image in images:
+        np.testing.assert_array_equal(image.data[0], volume[image.key.slice])
+        assert image.n_slices == 4
+    np.testing.assert_array_equal(np.load(tmp_path / "classical.npy"), volume)
+
+
+def test_maps_made_ahead_change_no_bit(raw: RawFile, tmp_path: Path) -> None:
+    run(raw, tmp_path / "a", list(readouts(raw)))
+    chain = chain_for(raw, tmp_path / "b")
+    ahead = 0
+    for readout in readouts(raw):
+        chain.feed(readout)
+        ahead += chain.work_ahead()
+    chain.finish("complete", "", lambda: readouts(raw))
+    assert ahead > 4
+    np.testing.assert_array_equal(np.load(tmp_path / "a" / "volume.npy"), np.load(tmp_path / "b" / "volume.npy"))
+
+
+def test_lines_after_the_last_in_slice_are_not_lost(raw: RawFile, tmp_path: Path) -> None:
+    run(raw, tmp_path / "a", list(readouts(raw)))
+    flags = raw.heads["flags"].copy()
+    flags[len(flags) // 2] |= np.uint64(LAST_IN_SLICE)  # a segment's end that some sequences mark as the slice's
+    run(raw, tmp_path / "b", list(altered(raw, flags=flags)))
+    np.testing.assert_array_equal(np.load(tmp_path / "a" / "volume.npy"), np.load(tmp_path / "b" / "volume.npy"))
+
+
+def test_without_any_flag_the_end_of_the_stream_completes_all(raw: RawFile, tmp_path: Path) -> None:
+    run(raw, tmp_path / "a", list(readouts(raw)))
+    ends = np.uint64(LAST_IN_SLICE | 1 << 13 | 1 << 24)
+    run(raw, tmp_path / "b", list(altered(raw, flags=raw.heads["flags"] & ~ends)))
+    np.testing.assert_array_equal(np.load(tmp_path / "a" / "volume.npy"), np.load(tmp_path / "b" / "volume.npy"))
+
+
+def test_an_interrupted_scan_gives_its_whole_slices_only(raw: RawFile, tmp_path: Path) -> None:
+    run(raw, tmp_path / "a", list(readouts(raw)))
+    stream = list(readouts(raw))
+    chain = run(raw, tmp_path / "b", stream[: int(0.8 * len(stream))], ending="interrupted")
+    assert 0 < chain.n_images < 4
+    whole = np.load(tmp_path / "a" / "volume.npy")
+    for plane in np.load(tmp_path / "b" / "volume.npy"):
+        assert any(np.array_equal(plane, each) for each in whole)
+    assert chain.quality("interrupted")["verdict"] == "degraded"
+
+
+def test_contrasts_become_volumes_of_their_own(raw: RawFile, tmp_path: Path) -> None:
+    stream = list(readouts(raw))
+    chain = chain_for(raw, tmp_path)
+    second = list(altered(raw))
+    for readout in second:
+        readout.header["idx"]["contrast"] = 1
+    for readout in [*stream, *second]:
+        chain.feed(readout)
+    report = chain.finish("complete", "", lambda: [*stream, *second])
+    assert [volume["file"] for volume in report["volumes"]] == ["volume.npy", "volume_001.npy"]
+    assert len(list((tmp_path / "dicom").iterdir())) == 2
+
+
+def test_a_scan_without_one_image_says_why(raw: RawFile, tmp_path: Path) -> None:
+    chain = chain_for(raw, tmp_path)
+    for readout in readouts(raw):
+        chain.feed(readout._replace(samples=readout.samples * np.float32(np.nan)))
+    with pytest.raises(AcquisitionError, match=r"no image could be made of .* not finite numbers"):
+        chain.finish("complete", "", lambda: [])
+
+
+def test_compressed_readouts_are_counted_once_each(raw: RawFile, tmp_path: Path) -> None:
+    chain = chain_for(raw, tmp_path)
+    for readout in readouts(raw):
+        chain.feed(readout._replace(samples=None))
+    assert list(chain.left_out.values()) == [len(raw.heads)]
+    with pytest.raises(AcquisitionError, match="compressed samples are not supported"):
+        chain.finish("complete", "", lambda: [])
+
+
+def test_too_large_a_scan_is_refused_with_the_number(raw: RawFile, tmp_path: Path) -> None:
+    chain = chain_for(raw, tmp_path, max_scan_mib=1)
+    chain._assembler._max_bytes = 10_000
+    for readout in readouts(raw):
+        chain.feed(readout)
+    assert any("worker.max_scan_mib" in why for why in chain.left_out)
+
+
+def test_zero_filled_and_sense_are_what_they_say(raw: RawFile, tmp_path: Path) -> None:
+    for method, expected in (("auto", "sense"), ("sense", "sense"), ("zero-filled", "zero-filled")):
+        chain = chain_for(raw, tmp_path / method, method=method)
+        for readout in readouts(raw):
+            chain.feed(readout)
+        assert chain.finish("complete", "", lambda: [])["method"] == expected

@@ -86,6 +86,7 @@ class Assembler:
         self._check_coils(acquisition)
         if role is Role.NOISE:
             self._noise.add(acquisition.samples, acquisition.sample_time_us)
+            self._n_coils = len(acquisition.samples)
             return []
         if acquisition.key.encoding >= len(self.scan.encodings):
             raise AcquisitionError(
@@ -97,9 +98,10 @@ class Assembler:
         is_embedded = encoding.calibration in _EMBEDDED
         if acquisition.key in self._done and (is_imaging or is_embedded):
             self.late.add(acquisition.key)
-            return []
+            return self._completed(acquisition)
         line = self._readout_image(place_readout(acquisition, encoding), encoding)
-        self._reserve(line.nbytes)
+        self._reserve(line.nbytes, encoding)
+        self._n_coils = len(line)
         if is_imaging:
             lines = self._images.setdefault(acquisition.key, _Lines())
             if acquisition.key not in self._first:  # its place only: the samples may be a view of a whole stream
@@ -119,8 +121,8 @@ class Assembler:
 
     @property
     def has_noise(self) -> bool:
-        """Whether noise readouts came, so that calibration lines are whitened."""
-        return self._noise.n_samples > 0
+        """Whether noise readouts came that tell the covariance, so that calibration lines are whitened."""
+        return self._noise.covariance(0) is not None
 
     def open_keys(self) -> list[ImageKey]:
         """Return the keys of images that have lines and are not complete, in order."""
@@ -207,18 +209,20 @@ class Assembler:
         return np.array(resize_centred(to_image(line, axes=(1,)), 1, image_columns(encoding)), np.complex64)
 
     def _check_coils(self, acquisition: Acquisition) -> None:
-        n_coils = len(acquisition.samples)
-        if self._n_coils is None:
-            self._n_coils = n_coils
-        elif self._n_coils != n_coils:
+        if self._n_coils not in (None, len(acquisition.samples)):
             raise ShapeError("readout", acquisition.samples.shape, (self._n_coils, "sample"))
 
-    def _reserve(self, n_bytes: int) -> None:
-        if self._bytes + n_bytes > self._max_bytes:
-            raise AcquisitionError(
-                f"the lines of unfinished images exceed the limit of {self._max_bytes / 2**20:.0f} MiB; "
-                "raise worker.max_scan_mib or send fewer coils"
-            )
+    def _reserve(self, n_bytes: int, encoding: Encoding) -> None:
+        """Raise AcquisitionError where another line of `n_bytes`, or a whole image of such lines, is too much."""
+        for what, needed in (
+            ("the lines of unfinished images", self._bytes + n_bytes),
+            ("one image", n_bytes * encoding.encoded_matrix.y * encoding.encoded_matrix.z),
+        ):
+            if needed > self._max_bytes:
+                raise AcquisitionError(
+                    f"{what} would take {needed / 2**20:.1f} MiB; the limit is {self._max_bytes / 2**20:.1f}: "
+                    "raise worker.max_scan_mib or send fewer coils"
+                )
 
     def _completed(self, acquisition: Acquisition) -> list[ImageKey]:
         """Which images end with this readout, by its flags; averages and partitions must all have come."""

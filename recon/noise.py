@@ -8,6 +8,7 @@ from recon.arrays import Array
 from recon.errors import AcquisitionError, ShapeError
 
 _EIGENVALUE_FLOOR = 1e-3  # of the median: a dead channel is left quiet, not blown up
+_DEAD = 1e-9  # of the strongest: a channel's noise is no weaker than the rounding of single precision
 
 
 class NoiseCovariance:
@@ -17,7 +18,7 @@ class NoiseCovariance:
     """
 
     def __init__(self) -> None:
-        self._sum: Array | None = None
+        self._sums: dict[float, Array] = {}  # of the outer products, by sampling time
         self._n_samples = 0
 
     @property
@@ -31,23 +32,35 @@ class NoiseCovariance:
         Raises ShapeError when the number of channels changes.
         """
         samples = np.asarray(samples, np.complex128)
-        if self._sum is not None and len(self._sum) != len(samples):
-            raise ShapeError("noise readout", samples.shape, (len(self._sum), "sample"))
-        # White noise has a variance in proportion to bandwidth: kept as the variance at a dwell time of 1 µs.
-        outer = (samples @ samples.conj().T) * (sample_time_us if sample_time_us > 0 else 1.0)
-        self._sum = outer if self._sum is None else self._sum + outer
+        before = next(iter(self._sums.values()), None)
+        if before is not None and len(before) != len(samples):
+            raise ShapeError("noise readout", samples.shape, (len(before), "sample"))
+        dwell = _known(sample_time_us)
+        self._sums[dwell] = self._sums.get(dwell, 0) + samples @ samples.conj().T
         self._n_samples += samples.shape[1]
 
     def covariance(self, sample_time_us: float, bandwidth_ratio: float | None = None) -> Array | None:
-        """Return complex128 (coil, coil) for readouts of the given dwell time, or None where too little was measured.
+        """Return complex128 (coil, coil) for readouts of the given dwell time (0: unknown), or None without a measure.
 
+        There is none where too few samples came, or most channels are silent or copies of others.
         bandwidth_ratio: ISMRMRD's relativeReceiverNoiseBandwidth: equivalent noise bandwidth of the noise readout over
             its nominal bandwidth (Kellman & McVeigh, MRM 54:1439 (2005)); 1 where the header is silent.
         """
-        if self._sum is None or self._n_samples < 2 * len(self._sum):
+        if not self._sums or self._n_samples < 2 * len(next(iter(self._sums.values()))):
             return None
-        dwell = sample_time_us if sample_time_us > 0 else 1.0
-        return self._sum / self._n_samples / dwell / (bandwidth_ratio or 1.0)
+        wanted = _known(sample_time_us)
+        total: Array = 0
+        for dwell, outer in self._sums.items():
+            # White noise has a variance in proportion to bandwidth; one dwell time alone tells nothing of it.
+            total = total + outer * (dwell / wanted if dwell and wanted else 1.0)
+        total = total / self._n_samples / (bandwidth_ratio or 1.0)
+        powers = np.linalg.eigvalsh(total)
+        return total if np.median(powers) > _DEAD * powers[-1] else None
+
+
+def _known(sample_time_us: float) -> float:
+    """The sampling time, 0 where it is none."""
+    return sample_time_us if 0 < sample_time_us < float("inf") else 0.0
 
 
 def whitening_matrix(covariance: Array) -> Array:

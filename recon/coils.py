@@ -11,6 +11,9 @@ follows Iyer et al., Magn Reson Med 84:2242 (2020).
 
 from __future__ import annotations
 
+import numpy as np
+from scipy.linalg import lapack
+
 from recon.arrays import Array, array_module
 from recon.errors import AcquisitionError, ShapeError
 from recon.fourier import resize_centred, to_image, to_kspace
@@ -21,16 +24,17 @@ MAX_KERNEL = 6
 MAX_CALIBRATION = 32  # samples of the calibration block used along each axis
 MAX_GRID = 48  # coarse grid; the projector is a trigonometric polynomial of order 5, so this oversamples 4 times
 N_POWER_STEPS = 8
+THRESHOLD = 0.01  # singular values below this part of the largest, or below those of noise, are noise, softly
+MAX_THRESHOLD = 0.05  # however high the stated noise
 SUPPORT_EIGENVALUE = 0.8  # then grown by a coarse cell: no tissue was cut in any real scan tried
 
 
-def estimate_maps(calibration: Array, n_ky: int, threshold: float = 0.01) -> CoilMaps:
+def estimate_maps(calibration: Array, n_ky: int) -> CoilMaps:
     """Return the receive sensitivities on the full grid (n_ky, x), from the calibration lines alone.
 
     calibration: complex64 (slice, coil, ky, x), the fully measured block around the centre of k-space, its own centre
         at n // 2, the readout already transformed to x; noise variance 1 a sample.
-    n_ky: lines of the full grid. threshold: singular values of the calibration matrix below this part of the largest
-        (or below those of its noise) are taken for noise, softly.
+    n_ky: lines of the full grid.
 
     The maps are complex64 (slice, coil, n_ky, x) with unit norm over coils on the support (eigenvalue above
     `SUPPORT_EIGENVALUE`, and a margin), 0 off it; their phase is that of the coil combination which receives most.
@@ -54,15 +58,15 @@ def estimate_maps(calibration: Array, n_ky: int, threshold: float = 0.01) -> Coi
         energy = float(xp.vdot(block, block).real)
         if not 0 < energy < float("inf"):
             raise AcquisitionError(f"calibration lines of slice {index} hold no signal or no finite numbers")
-        maps[index] = _maps_of_slice(block, (n_ky, n_x), threshold)
+        maps[index] = _maps_of_slice(block, (n_ky, n_x))
     return CoilMaps(maps)
 
 
-def _maps_of_slice(block: Array, shape: tuple[int, int], threshold: float) -> Array:
+def _maps_of_slice(block: Array, shape: tuple[int, int]) -> Array:
     """Return complex64 (coil, y, x) = (coil, *shape) from a calibration block (coil, ky, kx)."""
     grid = (min(shape[0], MAX_GRID), min(shape[1], MAX_GRID))
     kernel = (_kernel_size(block.shape[1]), _kernel_size(block.shape[2]))
-    local = _local_projectors(_projector(block, kernel, threshold), kernel, grid)
+    local = _local_projectors(_projector(block, kernel), kernel, grid)
     vectors, eigenvalues = _leading_eigenvectors(local, _coarse_image(block, grid))
     return _interpolate(_align_phase(vectors, block), _grow(eigenvalues.reshape(grid)), shape)
 
@@ -80,7 +84,7 @@ def _calibration_block(lines: Array) -> Array:
     return xp.ascontiguousarray(resize_centred(kspace, 2, min(kspace.shape[2], MAX_CALIBRATION)), dtype=xp.complex64)
 
 
-def _projector(block: Array, kernel: tuple[int, int], threshold: float) -> Array:
+def _projector(block: Array, kernel: tuple[int, int]) -> Array:
     """Return the soft projector on the patches of `block`: complex64 (coil·ky·kx, coil·ky·kx) of a kernel's size.
 
     With the Gram matrix G of all patches it is G (G + t² I)⁻¹, a step between singular values below and above t, made
@@ -93,11 +97,24 @@ def _projector(block: Array, kernel: tuple[int, int], threshold: float) -> Array
     gram = patches @ patches.conj().T
     largest = float(xp.linalg.norm(gram))  # Frobenius: the largest eigenvalue but for a factor near 1, and much cheaper
     noise = (n_ky * n_kx) ** 0.5 + gram.shape[0] ** 0.5  # largest singular value of noise of variance 1
-    cut = max(threshold**2 * largest, min(noise**2, 0.05**2 * largest))
+    cut = max(THRESHOLD**2 * largest, min(noise**2, MAX_THRESHOLD**2 * largest))
     eye = xp.eye(gram.shape[0], dtype=gram.dtype)
-    soft = eye - cut * xp.linalg.inv(gram + cut * eye)
+    soft = eye - cut * _inverse(gram + cut * eye)
     square = soft @ soft
     return 3 * square - 2 * (square @ soft)
+
+
+def _inverse(matrix: Array) -> Array:
+    """Return the inverse of a Hermitian positive matrix, complex64."""
+    xp = array_module(matrix)
+    if xp is not np:
+        return xp.linalg.inv(matrix)
+    # by Cholesky: a fifth of the time of the general inverse, and exact enough for a condition number of 1e4
+    factor, failed = lapack.cpotrf(matrix, lower=1)
+    lower, failed_too = lapack.cpotri(factor, lower=1)
+    assert not failed, "the cut keeps the matrix positive"
+    assert not failed_too, "a Cholesky factor has an inverse"
+    return np.tril(lower) + np.tril(lower, -1).conj().T
 
 
 def _local_projectors(projector: Array, kernel: tuple[int, int], grid: tuple[int, int]) -> Array:

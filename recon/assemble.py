@@ -251,14 +251,17 @@ class Assembler:
 
     def _calibration_source(self, key: ImageKey) -> tuple[Encoding, list[_Lines], _Block] | None:
         """The lines that calibrate `key` and the block they fill: a reference scan of its slice where there is one."""
+        encoding = self.scan.encodings[key.encoding]
         for at, lines in self._references.items():
             if not isinstance(at, ImageKey) and at[1] == key.slice:
                 grid = self.scan.encodings[at[0]]
-                block = _central_block([lines], grid)
+                block = _central_block([lines], grid) if grid.is_3d == encoding.is_3d else None
                 if block is not None:
                     return grid, [lines], block
-        encoding = self.scan.encodings[key.encoding]
-        own = [lines for lines in (self._images.get(key), self._references.get(key)) if lines]
+        found = [self._images.get(key), self._references.get(key)]
+        if not encoding.calibration:  # whose they are is not said: they may lie between the lines of the image
+            found.append(self._references.get((key.encoding, key.slice)))
+        own = [lines for lines in found if lines]
         block = _central_block(own, encoding)
         return None if block is None else (encoding, own, block)
 
@@ -311,7 +314,7 @@ def _central_block(sources: list[_Lines], grid: Encoding) -> _Block | None:
 
 
 def _match_field_of_view(block: Array, grid: Encoding, encoding: Encoding) -> Array:
-    """Give a reference block, (slice, coil, ky, x), the imaging scan's field of view and columns."""
+    """Give a reference block, (slice, coil, ky, x), the imaging scan's field of view, columns and slices."""
     n_ky = block.shape[2]
     wanted = round(n_ky * encoding.encoded_fov_mm.y / grid.encoded_fov_mm.y)
     if wanted != n_ky:
@@ -323,6 +326,9 @@ def _match_field_of_view(block: Array, grid: Encoding, encoding: Encoding) -> Ar
     block = resize_centred(block, 3, columns)
     if columns != n_x:
         block = to_image(resize_centred(to_kspace(block, axes=(3,)), 3, n_x), axes=(3,))
-    if len(block) != encoding.encoded_matrix.z:
+    block = resize_centred(block, 2, min(wanted, encoding.encoded_matrix.y))
+    slices = max(1, round(len(block) * encoding.encoded_fov_mm.z / grid.encoded_fov_mm.z)) if grid.is_3d else 1
+    block = resize_centred(block, 0, slices)
+    if slices != encoding.encoded_matrix.z:
         block = to_image(resize_centred(to_kspace(block, axes=(0,)), 0, encoding.encoded_matrix.z), axes=(0,))
     return block.astype(np.complex64, copy=False)

@@ -98,6 +98,8 @@ def _disturbed(raw: RawFile, folder: Path, victim: str, deadly: int, pause_s: fl
 
 
 def _outcome(state: Path, truth: Array) -> str:
+    if not any((state / "spool").glob("*/raw.mrd")):
+        return "killed before its first byte came"
     until = time.monotonic() + _WAIT_S
     rows: list[tuple[Any, ...]] = []
     while time.monotonic() < until:
@@ -106,8 +108,10 @@ def _outcome(state: Path, truth: Array) -> str:
         if rows and rows[0][1] in ("done", "failed"):
             break
         time.sleep(0.05)
-    if len(rows) != 1 or rows[0][1] != "done" or not (state / "spool" / rows[0][0] / "raw.mrd").stat().st_size:
-        return "lost" if any((state / "spool").glob("*/raw.mrd")) or rows else "killed before its first byte came"
+    if len(rows) != 1 or rows[0][1] not in ("done", "failed"):
+        return "lost"
+    if rows[0][1] == "failed":  # not even the header had come
+        return "interrupted, kept and marked" if rows[0][2] == "interrupted" else "different"
     folder = state / "results" / rows[0][0]
     report = json.loads((folder / "report.json").read_text())
     planes = np.load(folder / "volume.npy") if (folder / "volume.npy").exists() else truth[:0]

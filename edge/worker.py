@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -190,7 +192,7 @@ def image_name(key: ImageKey) -> str:
 class Worker:
     """Serves scans in turns until standard input ends."""
 
-    def __init__(self, orders: BinaryIO, out: BinaryIO, settings: dict[str, Any]) -> None:
+    def __init__(self, orders: int, out: BinaryIO, settings: dict[str, Any]) -> None:
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reports = Reports(out)
         self._settings = settings
@@ -217,9 +219,13 @@ class Worker:
             self._obey(order)
             is_busy = True
 
-    def _listen(self, orders: BinaryIO) -> None:
-        for line in orders:
-            self._orders.put(json.loads(line))
+    def _listen(self, orders: int) -> None:
+        """Queue the orders that come on a file descriptor; a plain one, as a buffer's lock would outlive the thread."""
+        rest = b""
+        while chunk := os.read(orders, 1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._orders.put(json.loads(line))
         self._orders.put(None)
 
     def _obey(self, order: dict[str, Any]) -> None:
@@ -259,7 +265,10 @@ def main() -> int:
     """Run a worker on standard input and output; the one argument is its settings as JSON."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     log_crashes()
-    Worker(sys.stdin.buffer, sys.stdout.buffer, json.loads(sys.argv[1])).run()
+    # A pipe that breaks says that the daemon has died: the next one has the spool read again.
+    with suppress(BrokenPipeError):
+        Worker(sys.stdin.fileno(), sys.stdout.buffer, json.loads(sys.argv[1])).run()
+    sys.stdout = None  # nothing is left to flush into a broken pipe
     return 0
 
 

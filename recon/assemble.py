@@ -6,8 +6,9 @@ the statistics of the noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -302,15 +303,22 @@ def _central_run(is_measured: Callable[[int], bool], n: int) -> tuple[int, int]:
 def _central_block(sources: list[_Lines], grid: Encoding) -> _Block | None:
     """The block around the centre that `sources` fill together; None where it is too small to calibrate on."""
 
-    def has(kz: int, ky: int) -> bool:
-        return any((kz, ky) in source.sums for source in sources)
+    def has(kz: int, columns: Iterable[int]) -> bool:
+        return all(any((kz, ky) in source.sums for source in sources) for ky in columns)
 
-    n_z = grid.encoded_matrix.z
-    ky = _central_run(lambda row: has(n_z // 2, row), grid.encoded_matrix.y)
-    if ky[1] - ky[0] < _MIN_CALIBRATION:
-        return None
-    kz = _central_run(lambda row: all(has(row, column) for column in range(*ky)), n_z)
-    return None if kz[1] - kz[0] < min(_MIN_CALIBRATION, n_z) else _Block(kz, ky)
+    n_z, n_y = grid.encoded_matrix.z, grid.encoded_matrix.y
+    ky = _central_run(lambda row: has(n_z // 2, [row]), n_y)
+    found = None
+    # The longest run of the central partition may end in lines that the others lack: the largest block is wanted.
+    for length in range(ky[1] - ky[0], _MIN_CALIBRATION - 1, -1):
+        ky = n_y // 2 - length // 2, n_y // 2 - length // 2 + length
+        kz = _central_run(partial(has, columns=range(*ky)), n_z)
+        depth = kz[1] - kz[0]
+        if depth >= min(_MIN_CALIBRATION, n_z) and (found is None or length * depth > len(found.places())):
+            found = _Block(kz, ky)
+        if depth >= min(_MAX_CALIBRATION, n_z):
+            break
+    return found
 
 
 def _match_field_of_view(block: Array, grid: Encoding, encoding: Encoding) -> Array:

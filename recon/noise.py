@@ -87,22 +87,26 @@ class EdgeLevel:
     """
 
     _SHARE = 16  # of the readout, at either end
+    _FLOOR = 1e-6  # of the largest sample: below any receiver's noise, above the rounding of noise-free phantoms
 
     def __init__(self) -> None:
         self._powers: dict[int, list[float]] = {}
+        self._peak = 0.0
 
     def add(self, samples: Array, distance: int) -> None:
         """Note one imaging readout, complex64 (coil, kx), lying `distance` lines from the centre of k-space."""
         n = max(1, samples.shape[1] // self._SHARE)
         ends = np.concatenate([samples[:, :n], samples[:, -n:]], axis=1)
         power = float(np.vdot(ends, ends).real) / ends.size
+        self._peak = max(self._peak, float(np.abs(samples).max()))
         total = self._powers.setdefault(distance, [0.0, 0.0])
         total[0] += power
         total[1] += 1
 
     def level(self) -> float:
-        """Return the standard deviation of a complex sample in native units; 1 where nothing can be told."""
+        """Return the standard deviation of a complex sample in native units; 1 where nothing was received."""
         outer = sorted(self._powers)[len(self._powers) // 2 :]
         powers = np.array([self._powers[d][0] / self._powers[d][1] for d in outer])
         powers = powers[powers > 0]
-        return float(np.sqrt(np.median(powers))) if len(powers) else 1.0
+        found = float(np.sqrt(np.median(powers))) if len(powers) else 0.0
+        return max(found, self._FLOOR * self._peak) or 1.0

@@ -124,7 +124,7 @@ class Blobs:
 
     blobs: tuple[tuple[tuple[float, float, float], float, complex], ...]
     coils: tuple[tuple[tuple[float, float, float], complex], ...]
-    reach_mm: float = 60.0
+    reach_mm: float = 40.0
 
     def kspace(self, encoding: Encoding) -> Any:
         m, fov = encoding.encoded_matrix, encoding.encoded_fov_mm

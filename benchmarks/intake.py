@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
-import platform
 import socket
 import struct
-import subprocess
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -25,6 +22,7 @@ from typing import Any
 import ismrmrd
 import numpy as np
 
+from benchmarks.record import make_record, write_record
 from edge.mrd import ACQUISITION_HEADER
 from edge.mrd_write import encode_acquisition, encode_close, encode_config_file, encode_header
 from edge.server import MrdServer
@@ -142,26 +140,8 @@ def measure(coils: int, samples: int, lengths: list[int], n_reference: int = 0) 
             server.join(10)
         finally:
             server.kill()
-    return {
-        "question": "sustained intake into the spool over loopback",
-        "coils": coils,
-        "samples": samples,
-        "bytes_per_readout": len(message),
-        "streams": streams,
-        "reference_style_sender": reference,
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, check=False
-    )
-    return found.stdout.decode().strip()
+    settings = {"coils": coils, "samples": samples, "bytes_per_readout": len(message)}
+    return make_record("intake", settings, {"streams": streams, "reference_style_sender": reference})
 
 
 def main() -> None:
@@ -171,8 +151,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--lengths", type=int, nargs="+", default=[5_000, 20_000, 60_000], help="readouts a stream")
     parser.add_argument("--file-sender", type=int, default=0, metavar="N", help="readouts sent the reference's way")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
-    print(json.dumps(measure(args.coils, args.samples, args.lengths, args.file_sender), indent=1))
+    write_record(measure(args.coils, args.samples, args.lengths, args.file_sender), args.json)
 
 
 if __name__ == "__main__":

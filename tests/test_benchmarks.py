@@ -1,0 +1,69 @@
+"""Each benchmark at its smallest size: it runs, and its record says what a reader needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import durability, intake, peers
+from benchmarks.scores import compare
+
+
+def test_intake_counts_what_it_sent() -> None:
+    record = intake.measure(coils=2, samples=64, lengths=[300], n_reference=20)
+    (stream,) = record["results"]["streams"]
+    assert stream["readouts"] == 300
+    assert stream["readouts_per_s"] > 0
+    assert record["results"]["reference_style_sender"]["readouts"] == 20
+    assert {"benchmark", "commit", "device", "versions", "settings"} <= set(record)
+
+
+def test_durability_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(sys, "argv", ["durability", "--kills", "2", "--seed", "3", "--json", str(path)])
+    durability.main()
+    results = json.loads(path.read_text())["results"]
+    assert sum(results.values()) == 4  # two kills, two outcomes
+    assert "lost" not in results
+    assert "different" not in results
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(
+    not (shutil.which("bart") and shutil.which("ismrmrd_generate_cartesian_shepp_logan")),
+    reason="bart or ismrmrd-tools is not installed",
+)
+@pytest.mark.parametrize("acceleration", [1, 2, 4])
+def test_phantoms_come_out_no_worse_than_the_peers(acceleration: int) -> None:
+    rows = peers.phantom(64, 4, acceleration)
+    assert rows
+    for row in rows:
+        assert row["ours_nrmse"] <= row["peer_nrmse"], row
+
+
+def test_scores_know_equal_scaled_and_different_volumes() -> None:
+    rng = np.random.default_rng(0)
+    reference = np.zeros((2, 48, 48))
+    reference[:, 8:40, 8:40] = 1 + rng.random((2, 32, 32))
+    same = compare(reference, 3 * reference)
+    assert same.ssim == pytest.approx(1)
+    assert same.nmse == pytest.approx(0, abs=1e-12)
+    noisy = compare(reference, reference + 0.1 * rng.standard_normal(reference.shape))
+    noisier = compare(reference, reference + 0.3 * rng.standard_normal(reference.shape))
+    assert noisy.psnr > noisier.psnr + 6
+    assert noisy.ssim > noisier.ssim
+
+
+@pytest.mark.real_data
+@pytest.mark.peer
+@pytest.mark.skipif(not peers.REAL.exists() or not shutil.which("bart"), reason="no real scans, or no bart, here")
+@pytest.mark.parametrize("name", ["pulseq_brain_16ch", "gpunufft_brain_4ch"])
+def test_real_scans_come_out_no_worse_than_bart(name: str) -> None:
+    (row,) = peers.real(peers.REAL / f"{name}.h5", 2, 24, None)
+    assert row["ours_psnr"] >= row["peer_psnr"], row
+    assert row["ours_ssim"] >= row["peer_ssim"], row

@@ -637,11 +637,3 @@ def test_a_port_in_use_is_said(running, tmp_path):
 
     with pytest.raises(DeliveryError, match="cannot be listened on"):
         run.call(second())
-
-
-def test_the_intake_benchmark_runs_at_its_smallest():
-    from benchmarks.intake import measure
-
-    record = measure(coils=2, samples=16, lengths=[20], n_reference=5)
-    assert record["streams"][0]["readouts"] == 20
-    assert record["reference_style_sender"]["readouts"] == 5

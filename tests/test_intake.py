@@ -175,24 +175,18 @@ def test_a_readout_of_the_ismrmrd_library_is_understood() -> None:
 
 @given(st.data())
 def test_there_and_back(data: st.DataObject) -> None:
-    u2 = st.integers(0, 65535)
-    vectors = st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 3)
-    made = Acquisition(
-        SAMPLES,
-        data.draw(st.sampled_from(Role)),
-        ImageKey(*(data.draw(u2) for _ in range(6))),
-        data.draw(u2),
-        data.draw(u2),
-        data.draw(u2),
-        data.draw(u2),
-        data.draw(u2),
-        data.draw(u2),
-        data.draw(u2),
-        *(data.draw(st.booleans()) for _ in range(4)),
-        data.draw(st.floats(0, 100, width=32)),
-        data.draw(st.integers(0, 2**32 - 1)),
-        *(data.draw(vectors) for _ in range(4)),
-    )
+    drawn = {
+        "int": st.integers(0, 65535),
+        "bool": st.booleans(),
+        "float": st.floats(0, 100, width=32),
+        "tuple[float, float, float]": st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 3),
+        "Role": st.sampled_from(Role),
+        "ImageKey": st.builds(ImageKey, *[st.integers(0, 65535)] * 6),
+    }
+    values: dict[str, Any] = {
+        each.name: data.draw(drawn[str(each.type)]) for each in fields(Acquisition) if each.name != "samples"
+    }
+    made = Acquisition(SAMPLES, **values)
     sent = on_the_wire(made)
     found = to_acquisition(sent.header, sent.samples)
     for each in fields(Acquisition):
@@ -205,7 +199,7 @@ def test_a_readout_without_samples_is_refused() -> None:
     head = np.zeros((), ACQUISITION_HEADER)
     for shape in ((0, 4), (2, 0)):
         with pytest.raises(ShapeError, match="samples of a readout"):
-            to_acquisition(head[()], np.zeros(shape, np.complex64))
+            to_acquisition(np.atleast_1d(head)[0], np.zeros(shape, np.complex64))
 
 
 def test_samples_are_not_copied() -> None:

@@ -29,6 +29,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "defusedxml": {"edge.header"},
     "threadpoolctl": {"edge.chain"},
     "tomli": {"edge.settings"},
+    "tomllib": {"edge.settings"},  # not in the library of Python 3.10
     "nibabel": {"export"},
     "nilearn": {"export"},
 }

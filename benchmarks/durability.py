@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def _outcome(state: Path, truth: Array) -> str:
     until = time.monotonic() + _WAIT_S
     rows: list[tuple[Any, ...]] = []
     while time.monotonic() < until:
-        with sqlite3.connect(state / "ledger.sqlite") as db:
+        with closing(sqlite3.connect(state / "ledger.sqlite")) as db:
             rows = db.execute("SELECT scan_id, state, ending FROM scans").fetchall()
         if rows and rows[0][1] in ("done", "failed"):
             break

@@ -248,7 +248,7 @@ class Chain:
         whole = Volume(
             np.concatenate([each.image.data for each in made]),
             stack_geometry([each.first for each in made], self._scan.encodings[volume.encoding]),
-            Provenance(made[0].image.method, software(), made[0].image.steps),
+            _provenance([each.image for each in made]),
         )
         with self.clock.stage("write"):
             self._written[index] = self._results.write_volume(whole, CLASSICAL, index, volume.contrast)
@@ -257,6 +257,15 @@ class Chain:
 def software() -> str:
     """Return the name and version that provenance carries."""
     return f"scanside {version('scanside')}"
+
+
+def _provenance(images: list[Image]) -> Provenance:
+    """How most slices of a volume were made, and in its steps how the others were."""
+    ways = Counter((image.method, image.steps) for image in images)
+    (method, steps), _ = ways.most_common(1)[0]
+    for (other, other_steps), n in ways.most_common()[1:]:
+        steps = (*steps, f"{n} of {len(images)} slices otherwise: {other} ({'; '.join(other_steps)})")
+    return Provenance(method, software(), steps)
 
 
 def findings_json(findings: Findings) -> list[dict[str, Any]]:

@@ -67,10 +67,14 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         """Open or create the ledger at `path`; raise sqlite3.Error when the file is not one."""
         self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
-        row = self._db.execute("SELECT max(seq) FROM events").fetchone()
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.executescript(_SCHEMA)
+            row = self._db.execute("SELECT max(seq) FROM events").fetchone()
+        except sqlite3.Error:
+            self._db.close()
+            raise
         self._seq: int = row[0] or 0
 
     def close(self) -> None:

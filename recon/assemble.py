@@ -141,6 +141,7 @@ class Assembler:
         """Forget the lines of `key`, which has been served."""
         lines = self._images.pop(key)
         own = self._references.pop(key, None)
+        del self._first[key]
         self._done.add(key)
         self._bytes -= sum(line.nbytes for each in (lines, own) if each for line in each.sums.values())
 

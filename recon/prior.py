@@ -60,8 +60,8 @@ def learn_prior(kspace: KSpace, image: Array, resolution: float = 1.0) -> Signal
     band = calibration_band(kspace)
     fine = _energy(_without_centre(image, band * resolution / 4))
     power = _energy(image)
-    total, square = power.sum((1, 2), keepdims=True), (power**2).sum((1, 2), keepdims=True)
-    noise = NOISE_TRUST + MODEL_ERROR * square / xp.maximum(total, 1e-30)
+    shares = power / xp.maximum(power.sum((1, 2), keepdims=True), 1e-30)
+    noise = NOISE_TRUST + MODEL_ERROR * (shares * power).sum((1, 2), keepdims=True)
     bright, fine = _local(power) + POWER_FLOOR, _local(fine) + POWER_FLOOR
     level = fine.mean((1, 2), keepdims=True) / bright.mean((1, 2), keepdims=True)
     # the power-weighted mean of the fine energy keeps its scale; only its pattern is mixed with the brightness

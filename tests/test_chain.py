@@ -93,6 +93,21 @@ def test_an_interrupted_scan_gives_its_whole_slices_only(raw: RawFile, tmp_path:
     assert chain.quality("interrupted")["verdict"] == "degraded"
 
 
+def test_a_slice_that_was_made_otherwise_is_named(raw: RawFile, tmp_path: Path) -> None:
+    # Slice 2 loses the centre of its k-space: without calibration lines it falls back.
+    lost = [r for r in readouts(raw) if not (r.header["idx"]["slice"] == 2 and abs(row_of(r) - 32) < 6)]
+    chain = chain_for(raw, tmp_path)
+    for readout in lost:
+        chain.feed(readout)
+    (volume,) = chain.finish("complete", "", lambda: lost)["volumes"]
+    assert volume["method"] == "sense"
+    assert any("1 of 4 slices otherwise: root-sum-of-squares" in step for step in volume["steps"])
+
+
+def row_of(readout: Readout) -> int:
+    return int(readout.header["idx"]["kspace_encode_step_1"])
+
+
 def test_contrasts_become_volumes_of_their_own(raw: RawFile, tmp_path: Path) -> None:
     stream = list(readouts(raw))
     chain = chain_for(raw, tmp_path)

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def volume_of(state: Path) -> np.ndarray:
 
 
 def rows_of(state: Path) -> list[tuple[str, str, str]]:
-    with sqlite3.connect(state / "ledger.sqlite") as db:
+    with closing(sqlite3.connect(state / "ledger.sqlite")) as db:
         return db.execute("SELECT state, ending, reason FROM scans ORDER BY rowid").fetchall()
 
 
@@ -166,7 +167,7 @@ def test_numbers_go_on_after_a_restart(tmp_path: Path, small_scan: Path) -> None
             assert first > last
             process.kill()
             heard.close()
-        with sqlite3.connect(tmp_path / "state" / "ledger.sqlite") as db:
+        with closing(sqlite3.connect(tmp_path / "state" / "ledger.sqlite")) as db:
             numbers = [row[0] for row in db.execute("SELECT seq FROM events ORDER BY seq")]
         assert numbers == list(range(1, len(numbers) + 1))
         last = numbers[-1]
@@ -249,13 +250,16 @@ def test_an_image_that_kills_the_worker_twice_is_set_aside(tmp_path: Path, small
     state = tmp_path / "state"
     with DaemonProcess(state, tmp_path / "log") as process:
         scan_id = ""
-        with sqlite3.connect(state / "ledger.sqlite") as db:
+        with closing(sqlite3.connect(state / "ledger.sqlite")) as db:
             replay(raw, process)
             (scan_id,) = db.execute("SELECT scan_id FROM scans").fetchone()
         process.kill()
-    with sqlite3.connect(state / "ledger.sqlite") as db:  # as if it had died at slice 2 twice, and the daemon then too
+    with closing(
+        sqlite3.connect(state / "ledger.sqlite")
+    ) as db:  # as if it had died at slice 2 twice, and the daemon then too
         db.execute("UPDATE scans SET state = 'received'")
         db.execute("INSERT INTO deaths VALUES (?, '0-2-0-0-0-0', 2)", (scan_id,))
+        db.commit()
     with DaemonProcess(state, tmp_path / "log"):
         wait_for_states(state, {"done"})
         report = json.loads((state / "results" / scan_id / "report.json").read_text())
@@ -342,7 +346,7 @@ def test_no_name_number_or_date_of_a_patient_leaves_the_dicom(
     daemon.stop()
     secrets = ("PID778899", "1951", "19510307", "Planted")
     state = tmp_path / "state"
-    with sqlite3.connect(state / "ledger.sqlite") as db:
+    with closing(sqlite3.connect(state / "ledger.sqlite")) as db:
         ledger = "\n".join(db.iterdump())
     report = next(state.glob("results/*/report.json")).read_text()
     events = json.dumps([header for header, _ in listener.events])

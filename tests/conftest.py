@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from edge.simulate import simulate_file
 from recon.protocol import Protocol
+
+threadpool_limits(limits=1, user_api="blas")  # as the worker runs; two threads are far slower on a busy machine
 
 SMALL = Protocol(matrix=(64, 64), n_slices=4, n_coils=4, acceleration=2, n_calibration=16)
 

@@ -121,6 +121,22 @@ def test_contrasts_become_volumes_of_their_own(raw: RawFile, tmp_path: Path) -> 
     assert len(list((tmp_path / "dicom").iterdir())) == 2
 
 
+def test_nothing_is_kept_of_repetitions_that_were_served(raw: RawFile, tmp_path: Path) -> None:
+    chain = chain_for(raw, tmp_path)
+    held = []
+    for repetition in range(5):
+        for readout in altered(raw):
+            readout.header["idx"]["repetition"] = repetition
+            chain.feed(readout)
+            chain.work_ahead()
+        assembler = chain._assembler
+        held.append([len(each) for each in (assembler._images, assembler._references, assembler._first, chain._coils)])
+        assert assembler._bytes == 0
+        assert not chain._volumes
+    assert held == [[0, 0, 0, 0]] * 5
+    assert chain.n_images == 20
+
+
 def test_a_scan_without_one_image_says_why(raw: RawFile, tmp_path: Path) -> None:
     chain = chain_for(raw, tmp_path)
     for readout in readouts(raw):

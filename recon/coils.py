@@ -87,8 +87,8 @@ def _calibration_block(lines: Array) -> Array:
 def _projector(block: Array, kernel: tuple[int, int]) -> Array:
     """Return the soft projector on the patches of `block`: complex64 (coil·ky·kx, coil·ky·kx) of a kernel's size.
 
-    With the Gram matrix G of all patches it is G (G + t² I)⁻¹, a step between singular values below and above t, made
-    steeper once by 3 P² - 2 P³ (McWeeny's purification), which leaves 0 and 1 in place.
+    With the Gram matrix G of all patches it is G (G + t² I)⁻¹, a soft step between singular values below and above t. A
+    steeper one costs twice the time and, measured, gives maps that are no better.
     """
     xp = array_module(block)
     windows = xp.lib.stride_tricks.sliding_window_view(block, kernel, axis=(1, 2))
@@ -99,9 +99,7 @@ def _projector(block: Array, kernel: tuple[int, int]) -> Array:
     noise = (n_ky * n_kx) ** 0.5 + gram.shape[0] ** 0.5  # largest singular value of noise of variance 1
     cut = max(THRESHOLD**2 * largest, min(noise**2, MAX_THRESHOLD**2 * largest))
     eye = xp.eye(gram.shape[0], dtype=gram.dtype)
-    soft = eye - cut * _inverse(gram + cut * eye)
-    square = soft @ soft
-    return 3 * square - 2 * (square @ soft)
+    return eye - cut * _inverse(gram + cut * eye)
 
 
 def _inverse(matrix: Array) -> Array:

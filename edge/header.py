@@ -24,6 +24,8 @@ _MAX_MATRIX = 16384
 _MAX_SAMPLES = 1 << 30  # of one encoded matrix: 1024³
 _MAX_COUNTER = 65535  # the readouts' counters are uint16
 _MAX_TEXT = 256
+_TRAJECTORIES = ("cartesian", "epi", "radial", "goldenangle", "spiral", "other")
+_CALIBRATIONS = ("", "embedded", "interleaved", "separate", "external", "other")
 _HZ_PER_T = 42.577478518e6  # proton, CODATA 2018
 _COUNTERS = (
     "kspace_encoding_step_0", "kspace_encoding_step_1", "kspace_encoding_step_2", "average", "slice", "contrast",
@@ -99,9 +101,9 @@ def _encoding(element: Element, number: int) -> Encoding:
         *spaces["encodedSpace"],
         *spaces["reconSpace"],
         limits=limits,
-        trajectory=_text(element, "trajectory") or "cartesian",
+        trajectory=_one_of(_TRAJECTORIES, _text(element, "trajectory") or "cartesian"),
         acceleration=(acceleration[0], acceleration[1]),
-        calibration=_text(parallel, "calibrationMode"),
+        calibration=_one_of(_CALIBRATIONS, _text(parallel, "calibrationMode")),
     )
 
 
@@ -180,6 +182,11 @@ def _parse(text: str | None, name: str, where: str = "the header") -> float:
     if not math.isfinite(value):
         raise AcquisitionError(f"{where} has {name} {value}; a finite number is needed")
     return value
+
+
+def _one_of(words: tuple[str, ...], found: str) -> str:
+    """Return `found` where the schema knows it, else "other": what is named in errors must not be free text."""
+    return found.lower() if found.lower() in words else "other"
 
 
 def _text(element: Element | None, path: str) -> str:

@@ -30,7 +30,6 @@ FINENESS = 2  # drawn samples per acquired one, each way
 PROFILE = ((-0.48, 0.12), (-0.24, 0.25), (0.0, 0.26), (0.24, 0.25), (0.48, 0.12))  # place in thicknesses, weight
 COARSE_MM = 7.0  # coils and phase are smooth: computed this finely, then interpolated by cubic splines
 DWELL_US = 2.5
-TICK_MS = 2.5
 N_NOISE_READOUTS = 4
 NECK_MM = (-98.0, -68.0)  # the transmit field ends here: nothing, then everything, is excited
 AIR_MM = ((0.0, -35.0, -40.0), (57.0, 28.0, -52.0), (-57.0, 28.0, -52.0))  # sinuses and mastoids

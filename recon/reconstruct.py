@@ -114,8 +114,8 @@ def reconstruct(
             None if kspace.calibration is None else compress(kspace.calibration, coils.matrix),
             kspace.slice_encoded,
         )
-    if len(coils.matrix) < n_coils:
-        steps.append(f"{n_coils} coils compressed to {len(coils.matrix)}")
+    if n_coils > 1:
+        steps.append(f"{n_coils} coils compressed to their principal components")
     with stage("classical"):
         image = cg_sense(compressed, coils.maps) * _native_sensitivity(kspace, coils)
         magnitude = np.abs(to_recon_grid(image, encoding))

@@ -23,9 +23,9 @@ from recon.scan import KSpace
 BLUR_VOXELS = 3.0  # neighbourhood that a voxel's energy is taken from
 BRIGHTNESS_SHARE = 0.2  # exponent of the brightness in the variance; the rest is detail
 POWER_FLOOR = 1.0  # noise variances: whatever stands out of the noise is never suppressed as background
-# Part of the noise variance that is believed. Of a measured one 1 gives the least error, but costs small structures
-# contrast (a 3×3 lesion at R = 3 keeps 0.69, with 0.6 it keeps 0.72); an estimated one holds some signal too.
-MEASURED_TRUST, ESTIMATED_TRUST = 0.6, 0.3
+# Part of the noise variance that is believed. With 1 the error is least, but small structures lose contrast (a 3×3 lesion
+# at R = 3 keeps 0.69 instead of 0.73), and a level that was estimated from outer k-space holds some signal.
+NOISE_TRUST = 0.5
 MODEL_ERROR = 1e-4  # part of the signal power that coil maps and motion leave unexplained
 SPECTRUM_FLOOR = 0.3  # of the mean share outside the calibration lines: fine detail stays possible
 BAND_SHARE = 0.25  # of the grid: the calibration band is never taken for wider
@@ -63,8 +63,7 @@ def learn_prior(kspace: KSpace, image: Array, resolution: float = 1.0) -> Signal
     fine = _energy(_without_centre(image, band * resolution / 4))
     power = _energy(image)
     shares = power / xp.maximum(power.sum((1, 2), keepdims=True), 1e-30)
-    trust = MEASURED_TRUST if kspace.noise_is_measured else ESTIMATED_TRUST
-    noise = trust + MODEL_ERROR * (shares * power).sum((1, 2), keepdims=True)
+    noise = NOISE_TRUST + MODEL_ERROR * (shares * power).sum((1, 2), keepdims=True)
     bright, fine = _local(power) + POWER_FLOOR, _local(fine) + POWER_FLOOR
     level = fine.mean((1, 2), keepdims=True) / bright.mean((1, 2), keepdims=True)
     # the power-weighted mean of the fine energy keeps its scale; only its pattern is mixed with the brightness

@@ -23,8 +23,8 @@ from recon.scan import KSpace
 BLUR_VOXELS = 3.0  # neighbourhood that a voxel's energy is taken from
 BRIGHTNESS_SHARE = 0.2  # exponent of the brightness in the variance; the rest is detail
 POWER_FLOOR = 1.0  # noise variances: whatever stands out of the noise is never suppressed as background
-# Part of the noise variance that is believed. With 1 the error is least, but small structures lose contrast (a 3×3 lesion
-# at R = 3 keeps 0.69 instead of 0.73), and a level that was estimated from outer k-space holds some signal.
+# Part of the noise variance that is believed. With 1 the error is least, but small structures lose contrast (a 3×3
+# lesion at R = 3 keeps 0.69 instead of 0.73), and a level estimated from outer k-space holds some signal.
 NOISE_TRUST = 0.5
 MODEL_ERROR = 1e-4  # part of the signal power that coil maps and motion leave unexplained
 SPECTRUM_FLOOR = 0.3  # of the mean share outside the calibration lines: fine detail stays possible

@@ -256,9 +256,9 @@ class Daemon:
             "latency_ms_p50_p95": latency,
             "stage_ms": report["stage_ms"],
         }
-        self._ledger.finish_scan(scan.scan_id, "done", scan.reason, utc_now())
         kind = "scan.failed" if scan.ending == "failed" else "scan.done"
-        self._publish(kind, scan.scan_id, fields)
+        self._publish(kind, scan.scan_id, fields)  # before the ledger calls it finished: rather twice than never
+        self._ledger.finish_scan(scan.scan_id, "done", scan.reason, utc_now())
         log.info("scan done id=%s ending=%s images=%d", scan.scan_id, scan.ending, report["n_images"])
         self._conclude(scan)
 

@@ -148,6 +148,7 @@ def simulate_file(
     if numbers is not None:
         protocol = _aimed(protocol, numbers)
     name = f"simulated {protocol.contrast.name} {protocol.orientation}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     slices: dict[int, SliceScan] = {}
     try:

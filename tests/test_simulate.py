@@ -150,6 +150,10 @@ def test_impossible_values_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("--out", str(tmp_path / "no" / "x.h5"), "--matrix", "32", "--slices", "1", "--acs", "4") == 2
+def test_a_folder_is_made_and_one_that_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--matrix", "32", "--slices", "1", "--acs", "4")
+    assert command("--out", str(tmp_path / "new" / "x.h5"), *small) == 0
+    assert (tmp_path / "new" / "x.truth.json").is_file()
+    (tmp_path / "file").touch()
+    assert command("--out", str(tmp_path / "file" / "x.h5"), *small) == 2
     assert "cannot be written" in capsys.readouterr().err

@@ -141,6 +141,8 @@ def _listen(address: str, heard: _Heard, progress: Progress, images: Any) -> Non
         header, _ = event
         kind = header["kind"]
         heard.kinds[kind] += 1
+        if kind not in ("heartbeat", "scan.progress"):
+            progress.console.print(_line(header), style="dim", highlight=False)
         if kind == "image":
             progress.advance(images)
         elif kind == "findings":
@@ -149,6 +151,21 @@ def _listen(address: str, heard: _Heard, progress: Progress, images: Any) -> Non
             heard.done = header
             heard.is_over.set()
     subscriber.close()
+
+
+def _line(header: dict[str, Any]) -> str:
+    """One event as a line to read along."""
+    words = f"event {header['seq']:3d}  {header['kind']}"
+    if header["kind"] == "image":
+        high = header["window"][1]
+        words += (
+            f"  {header['series']} {header['slice'] + 1}/{header['slices']}  {header['shape']}  window to {high:.3g}"
+        )
+    elif header["kind"] == "scan.started":
+        words += f"  {header['slices']} slices, {header['coils']} coils, acceleration {header['acceleration'][0]}"
+    elif header["kind"] == "scan.done":
+        words += f"  {header['images']} images, {header['method']}"
+    return words
 
 
 def _draw(raw: RawFile, out: Path, protocol: Protocol) -> float:
@@ -194,7 +211,10 @@ def _show(
     volume = report["volumes"][0]
     median, p95 = np.percentile(latencies_ms, [50, 95])
     kinds = ", ".join(f"{n} {kind}" for kind, n in heard.kinds.items() if kind != "heartbeat")
-    states = sorted({f"{each['label']}: {each['state']} ({each['reason']})" for each in heard.findings})
+    by_state: dict[str, list[str]] = {}
+    for each in heard.findings:
+        by_state.setdefault(f"{each['state']} ({each['reason']})", []).append(each["label"])
+    states = [f"{', '.join(labels)}: {state}" for state, labels in by_state.items()]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

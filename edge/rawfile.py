@@ -30,6 +30,7 @@ from recon.arrays import Array
 from recon.errors import AcquisitionError, ScanError
 
 _BLOCK_BYTES = 16 << 20
+_HEADS = 128
 
 
 class _Source(Protocol):
@@ -95,7 +96,9 @@ def _open_hdf5(path: Path) -> RawFile:
     if data.dtype.names is None or not {"head", "data"} <= set(data.dtype.names):
         raise AcquisitionError("the file's acquisitions have no 'head' and 'data'; an ISMRMRD file has both")
     xml = group["xml"][0]
-    heads = _renamed(data["head"], ACQUISITION_HEADER)
+    # Whole rows, a few at a time: asked for the heads alone, HDF5 reads the samples too and never gives them back.
+    rows = (np.array(data[at : at + _HEADS]["head"]) for at in range(0, len(data), _HEADS))
+    heads = _renamed(np.concatenate(list(rows)), ACQUISITION_HEADER)
     return RawFile(
         xml.encode() if isinstance(xml, str) else bytes(xml).rstrip(b"\0"),
         heads,

@@ -283,6 +283,28 @@ def test_a_broken_scan_says_why_and_others_do_not_notice(
     idle.close()
 
 
+def test_several_scanners_at_once_each_get_their_own_images(
+    daemon: DaemonProcess, small_scan: Path, undisturbed: np.ndarray, tmp_path: Path
+) -> None:
+    raw = open_raw(small_scan)
+    idle = socket.create_connection(("127.0.0.1", daemon.port))
+    stalled = socket.create_connection(("127.0.0.1", daemon.port))
+    stalled.sendall(encode_config_file("scanside") + encode_header(raw.header) + next(raw.acquisitions())[:200])
+    replayed: list[Replayed] = []
+    threads = [threading.Thread(target=lambda: replayed.append(replay(raw, daemon))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(replayed) == 4
+    for each in replayed:
+        assert each.problem == ""
+        (stack,) = series(each.images).values()
+        np.testing.assert_array_equal(stack, undisturbed)
+    idle.close()
+    stalled.close()
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -73,7 +73,7 @@ class RawFile:
 
 
 def open_raw(path: Path, limits: Limits = DEFAULT_LIMITS) -> RawFile:
-    """Return the scan in an ISMRMRD HDF5 file or in a recorded MRD stream; reads no samples yet.
+    """Return the scan in an ISMRMRD HDF5 file or in a recorded MRD stream; keeps no samples.
 
     Raises AcquisitionError where the file is neither, or holds no header or no readouts, and ScanError where it cannot
     be opened.

@@ -37,6 +37,11 @@ def bart(*words: object) -> float:
     return time.perf_counter() - start
 
 
+def centred(image: Array) -> Array:
+    """Return BART's image (y, x) with its centre at n // 2: along an odd axis BART puts it one voxel further."""
+    return np.roll(image, [-(n % 2) for n in image.shape], axis=(0, 1))
+
+
 def best_sense(
     kspace: Array, acs: int, score: Callable[[Array], float], strengths: Sequence[float] = L2
 ) -> tuple[Array, float, float]:
@@ -55,7 +60,7 @@ def best_sense(
             for strength in strengths:
                 words = ("pics", "-S", "-l2", "-r", strength, folder / "k", folder / "s", folder / "o")
                 seconds[strength] += maps_s + bart(*words)
-                volumes[strength].append(np.abs(read_cfl(folder / "o")))
+                volumes[strength].append(centred(np.abs(read_cfl(folder / "o"))))
     stacked = {strength: np.stack(planes).astype(np.float32) for strength, planes in volumes.items()}
     best = max(stacked, key=lambda strength: score(stacked[strength]))
     return stacked[best], best, seconds[best]

@@ -88,7 +88,7 @@ def _projector(block: Array, kernel: tuple[int, int]) -> Array:
     """Return the soft projector on the patches of `block`: complex64 (coil·ky·kx, coil·ky·kx) of a kernel's size.
 
     With the Gram matrix G of all patches it is G (G + t² I)⁻¹, a soft step between singular values below and above t. A
-    steeper one costs twice the time and, measured, gives maps that are no better.
+    steeper one costs half as much time again for 16 coils and, measured, gives maps that are no better.
     """
     xp = array_module(block)
     windows = xp.lib.stride_tricks.sliding_window_view(block, kernel, axis=(1, 2))

@@ -63,8 +63,8 @@ def test_maps_made_ahead_change_no_bit(raw: RawFile, tmp_path: Path) -> None:
         chain.feed(readout)
         ahead += chain.work_ahead()
     chain.finish("complete", "", lambda: readouts(raw))
-    assert ahead > 4
     np.testing.assert_array_equal(np.load(tmp_path / "a" / "volume.npy"), np.load(tmp_path / "b" / "volume.npy"))
+    assert ahead > 4  # more often than once a slice: the block grew, and its maps were made again
 
 
 def test_lines_after_the_last_in_slice_are_not_lost(raw: RawFile, tmp_path: Path) -> None:

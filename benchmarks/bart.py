@@ -1,11 +1,11 @@
-"""BART as a peer: its coil maps and its regularised SENSE, at the regularisation that is best against the reference."""
+"""BART as a peer: its coil maps and its regularised SENSE, at the strength that is best against the reference."""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from recon.arrays import Array
 
 L2 = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.05, 0.1)
+WAVELET = (0.0005, 0.001, 0.003, 0.01, 0.02, 0.03)
+WAVELET_ITERATIONS = 60
 
 
 def write_cfl(path: Path, array: Array) -> None:
@@ -50,16 +52,30 @@ def best_sense(
     kspace: complex (slice, coil, ky, kx), unmeasured lines zero. score: higher is better; picks the strength, which no
     one without a reference could.
     """
-    volumes: dict[float, list[Array]] = {strength: [] for strength in strengths}
-    seconds = dict.fromkeys(strengths, 0.0)
+    return _best(kspace, acs, score, {strength: ("-l2", "-r", strength) for strength in strengths})
+
+
+def best_wavelet(
+    kspace: Array, acs: int, score: Callable[[Array], float], strengths: Sequence[float] = WAVELET
+) -> tuple[Array, float, float]:
+    """Return what `best_sense` returns, of BART's l1-wavelet-regularised SENSE."""
+    ways = {s: ("-R", f"W:3:0:{s:g}", "-i", WAVELET_ITERATIONS) for s in strengths}  # 3: along y and x
+    return _best(kspace, acs, score, ways)
+
+
+def _best(
+    kspace: Array, acs: int, score: Callable[[Array], float], ways: Mapping[float, tuple[object, ...]]
+) -> tuple[Array, float, float]:
+    """Return volume, strength and seconds of the best of `ways`, a strength's words of regularisation for `pics`."""
+    volumes: dict[float, list[Array]] = {strength: [] for strength in ways}
+    seconds = dict.fromkeys(ways, 0.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for plane in kspace:
             write_cfl(folder / "k", np.moveaxis(plane, 0, -1)[:, :, None, :])
             maps_s = bart("ecalib", "-m1", "-r", acs, folder / "k", folder / "s")
-            for strength in strengths:
-                words = ("pics", "-S", "-l2", "-r", strength, folder / "k", folder / "s", folder / "o")
-                seconds[strength] += maps_s + bart(*words)
+            for strength, words in ways.items():
+                seconds[strength] += maps_s + bart("pics", "-S", *words, folder / "k", folder / "s", folder / "o")
                 volumes[strength].append(centred(np.abs(read_cfl(folder / "o"))))
     stacked = {strength: np.stack(planes).astype(np.float32) for strength, planes in volumes.items()}
     best = max(stacked, key=lambda strength: score(stacked[strength]))

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.bart import best_sense
+from benchmarks.ours import REAL, kspaces, reconstruct
 from benchmarks.record import make_record, write_record
 from benchmarks.scores import compare
-from edge.chain import Chain
 from edge.comparison import write_comparison
-from edge.header import read_header
-from edge.intake import to_acquisition
-from edge.rawfile import RawFile, open_raw
-from edge.recon_file import readouts
-from edge.results import Results
-from edge.spool import new_scan_id
+from edge.rawfile import open_raw
 from edge.undersample import undersample
 from recon.arrays import Array
-from recon.fourier import resize_centred, to_image, to_kspace
-from recon.scan import Role, Volume
+from recon.fourier import to_image
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace"
 _SIZES = ((128, 8), (256, 16))
 
 
@@ -81,8 +74,8 @@ def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
             truth = _magnitude(file["dataset/phantom"][0])
             shading = np.sqrt((_magnitude(file["dataset/csm"][0]) ** 2).sum(0))
         raw = open_raw(path)
-        ours = _volumes(raw, Path(name) / "out")
-        kspaces = _kspaces(raw)
+        ours = [each["classical"] for each in reconstruct(raw)]
+        peer_kspaces = kspaces(raw)
         peer_volumes: list[tuple[str, Array]] = []
         if acceleration == 1:
             copy = shutil.copy(path, path.with_name("peer.h5"))  # it writes into the file
@@ -98,7 +91,7 @@ def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
             if acceleration == 1:
                 label, peer = peer_volumes[min(number, len(peer_volumes) - 1)]
             else:
-                peer, strength, _ = best_sense(kspaces[number], 24, partial(_closeness, reference, everywhere))
+                peer, strength, _ = best_sense(peer_kspaces[number], 24, partial(_closeness, reference, everywhere))
                 label = f"bart l2 {strength:g}"
             rows.append(
                 {
@@ -116,12 +109,11 @@ def real(path: Path, acceleration: int, acs: int, folder: Path | None) -> list[d
     """Compare on one fully sampled real scan of which lines are dropped: scores against its root-sum-of-squares."""
     full = open_raw(path)
     raw = undersample(full, acceleration, acs)
-    with tempfile.TemporaryDirectory() as name:
-        start = time.perf_counter()
-        volume = _volumes(raw, Path(name))[0]
-        ours_s = time.perf_counter() - start
-    reference = np.sqrt((np.abs(to_image(_kspaces(full)[0], axes=(2, 3))) ** 2).sum(1))
-    kspace = _kspaces(raw)[0]
+    start = time.perf_counter()
+    volume = reconstruct(raw)[0]["classical"]
+    ours_s = time.perf_counter() - start
+    reference = np.sqrt((np.abs(to_image(kspaces(full)[0], axes=(2, 3))) ** 2).sum(1))
+    kspace = kspaces(raw)[0]
     peer, strength, peer_s = best_sense(kspace, acs, lambda v: compare(reference, v).psnr)
     ours, theirs = compare(reference, volume.data), compare(reference, peer)
     if folder is not None:
@@ -150,44 +142,6 @@ def real(path: Path, acceleration: int, acs: int, folder: Path | None) -> list[d
             "peer_s": round(peer_s, 3),
         }
     ]
-
-
-def _volumes(raw: RawFile, folder: Path) -> list[Volume]:
-    """Run our chain, and return the volumes of the scan."""
-    scan, exam = read_header(raw.header, new_scan_id())
-    kept: list[Volume] = []
-
-    class Keep(Results):
-        def write_volume(self, volume: Volume, series: str, index: int, contrast: int) -> dict[str, Any]:
-            kept.append(volume)
-            return {"method": volume.provenance.method}
-
-        def write_report(self, report: dict[str, Any]) -> None:
-            """Nothing is written."""
-
-    chain = Chain(Keep(folder, scan, exam))
-    for readout in readouts(raw):
-        chain.feed(readout)
-    chain.finish("complete", "", lambda: readouts(raw))
-    return kept
-
-
-def _kspaces(raw: RawFile) -> list[Array]:
-    """Return complex64 (slice, coil, ky, kx) of each repetition by plain placement: what the peers are given."""
-    scan, _ = read_header(raw.header, "")
-    encoding = scan.encodings[0]
-    lines = [a for a in _acquisitions(raw) if a.role is not Role.NOISE]
-    shape = (1 + max(a.key.slice for a in lines), len(lines[0].samples), encoding.encoded_matrix.y)
-    n_x = encoding.recon_matrix.x
-    out = np.zeros((1 + max(a.key.repetition for a in lines), *shape, n_x), np.complex64)
-    for a in lines:
-        line = to_kspace(resize_centred(to_image(a.samples, axes=(1,)), 1, n_x), axes=(1,))
-        out[a.key.repetition, a.key.slice, :, a.step_1] = line
-    return list(out)
-
-
-def _acquisitions(raw: RawFile) -> Iterator[Any]:
-    return (to_acquisition(r.header, r.samples) for r in readouts(raw))
 
 
 def _closeness(reference: Array, mask: Array, volume: Array) -> float:

@@ -22,13 +22,23 @@ from edge.mrd import Readout
 from edge.results import Results
 from recon.arrays import Array
 from recon.assemble import Assembler
-from recon.errors import AcquisitionError, ShapeError
+from recon.errors import AcquisitionError, BackendError, ShapeError
+from recon.network import Network
 from recon.placement import stack_geometry
-from recon.reconstruct import Image, Sensitivities, reconstruct, sense_coils
-from recon.scan import Acquisition, Geometry, ImageKey, Provenance, Role, Volume
+from recon.reconstruct import (
+    Classical,
+    Image,
+    Sensitivities,
+    network_refusal,
+    reconstruct_classical,
+    reconstruct_network,
+    sense_coils,
+)
+from recon.scan import Acquisition, Encoding, Geometry, ImageKey, Provenance, Role, Volume
 from triage.findings import Findings, not_assessed
 
 CLASSICAL = "classical"
+NETWORK = "network"
 NO_TRIAGE = "no triage network is installed"
 
 
@@ -51,6 +61,7 @@ def volume_key(key: ImageKey) -> VolumeKey:
 class SliceImage:
     """One reconstructed image as it goes out: float32 (slice, y, x), one slice for 2-D scans, all of a 3-D one.
 
+    `series`: "classical", sent first and always, or "network". `reason`: why no network's image follows this one.
     `volume_index`: which volume of the scan it belongs to, of `n_slices` slices as far as the header tells.
     `message_end`: offset in the stream behind the readout that completed it (0: none did), to tell when that came.
     """
@@ -62,13 +73,17 @@ class SliceImage:
     n_slices: int
     volume_index: int
     message_end: int
+    method: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A reconstructed image that waits for the rest of its volume."""
+    """A reconstructed image key that waits for the rest of its volume."""
 
-    image: Image
+    classical: Image
+    network: Image | None
+    reason: str  # why there is no network's image, where one was wanted
     first: Acquisition
 
 
@@ -80,12 +95,15 @@ class Chain:
         results: Results,
         *,
         method: str = "auto",
+        network: Network | None = None,
+        no_network: str = "no trained network is installed",
         max_scan_mib: int = 8192,
         on_image: Callable[[SliceImage], None] = lambda image: None,
         may_make: Callable[[ImageKey], bool] = lambda key: True,
     ) -> None:
         """Prepare for the scan that `results` names; raises AcquisitionError when nothing could be made of it.
 
+        network: what "auto" and "network" use; without one, `no_network` says why not, and "network" fails.
         on_image: called with each finished image. may_make: asked before each; False sets the image aside.
         """
         # One thread a matrix product: their number changes the last bits, and on a busy machine two wait for each other
@@ -99,6 +117,8 @@ class Chain:
         self._results = results
         self._scan = results.scan
         self._method = method
+        self._network = network if method in ("auto", "network") else None
+        self._no_network = no_network
         self._max_bytes = max_scan_mib << 20
         self._on_image = on_image
         self._may_make = may_make
@@ -202,19 +222,60 @@ class Chain:
         coils = self._coils.pop(key, (0, None))[1]
         with self.clock.stage("assemble"):
             kspace = assembler.kspace(key)
-        image = reconstruct(kspace, encoding, self._method, coils, self.clock.stage)
+        classical = reconstruct_classical(kspace, encoding, self._method, coils, self.clock.stage)
         first = assembler.first_readout(key)
         assembler.discard(key)
-        self.n_images += 1
         volume = volume_key(key)
         index = self._indices.setdefault(volume, len(self._indices))
         images = self._volumes.setdefault(volume, {})
-        images[key] = _Made(image, first)
+        images[key] = _Made(classical.image, None, "", first)
         n_slices = self._n_slices(volume)
         geometry = stack_geometry([first], encoding)
-        self._on_image(SliceImage(key, CLASSICAL, image.data, geometry, n_slices, index, message_end))
+
+        def send(image: Image, series: str, reason: str) -> None:
+            self.n_images += 1
+            made = SliceImage(key, series, image.data, geometry, n_slices, index, message_end, image.method, reason)
+            self._on_image(made)
+
+        reason = self._refusal(classical)
+        send(classical.image, CLASSICAL, reason)
+        if not reason:
+            network, reason = self._run_network(classical, encoding)
+            if network is not None:
+                send(network, NETWORK, "")
+            images[key] = _Made(classical.image, network, reason, first)
+        elif self._method in ("auto", "network"):
+            images[key] = _Made(classical.image, None, reason, first)
         if encoding.is_3d or len(images) == n_slices:
             self._write_volume(volume)
+
+    def _refusal(self, classical: Classical) -> str:
+        """Why no network goes on from the classical image, as far as can be told before it runs; "" where one does.
+
+        Raises AcquisitionError with the reason where the method insists on the network.
+        """
+        if self._method not in ("auto", "network"):
+            return f"the method is {self._method}"
+        if self._network is None:
+            reason = self._no_network
+        elif classical.start is None:
+            reason = "there are no coil maps"
+        else:
+            reason = network_refusal(self._network, classical.start)
+        if reason and self._method == "network":
+            raise AcquisitionError(f"the network cannot serve this scan: {reason}")
+        return reason
+
+    def _run_network(self, classical: Classical, encoding: Encoding) -> tuple[Image | None, str]:
+        """Return the network's image, or why its run failed: the classical one then leads, and says so."""
+        assert self._network is not None
+        assert classical.start is not None
+        try:
+            return reconstruct_network(self._network, classical.start, encoding, self.clock.stage), ""
+        except BackendError as error:
+            if self._method == "network":
+                raise
+            return None, str(error)
 
     def _make_late(self, replay: Callable[[], Iterable[Readout]]) -> None:
         """Make again, from the scan's start, the volumes of images whose lines went on after they seemed complete."""
@@ -245,13 +306,18 @@ class Chain:
         images = self._volumes.pop(volume)
         made = [images[key] for key in sorted(images)]
         index = self._indices[volume]
-        whole = Volume(
-            np.concatenate([each.image.data for each in made]),
-            stack_geometry([each.first for each in made], self._scan.encodings[volume.encoding]),
-            _provenance([each.image for each in made]),
-        )
+        geometry = stack_geometry([each.first for each in made], self._scan.encodings[volume.encoding])
+        by_network = [each.network for each in made if each.network is not None]
+        whole = {CLASSICAL: [each.classical for each in made]}
+        if len(by_network) == len(made):
+            whole[NETWORK] = by_network
+        reasons = Counter(each.reason for each in made if each.reason)
+        volumes = {
+            series: Volume(np.concatenate([image.data for image in each]), geometry, _provenance(each, reasons))
+            for series, each in whole.items()
+        }
         with self.clock.stage("write"):
-            self._written[index] = self._results.write_volume(whole, CLASSICAL, index, volume.contrast)
+            self._written[index] = self._results.write_volumes(volumes, index, volume.contrast)
 
 
 def software() -> str:
@@ -259,13 +325,15 @@ def software() -> str:
     return f"scanside {version('scanside')}"
 
 
-def _provenance(images: list[Image]) -> Provenance:
-    """How most slices of a volume were made, and in its steps how the others were."""
-    ways = Counter((image.method, image.steps) for image in images)
-    (method, steps), _ = ways.most_common(1)[0]
-    for (other, other_steps), n in ways.most_common()[1:]:
+def _provenance(images: list[Image], reasons: Counter[str]) -> Provenance:
+    """How most slices of a volume were made, and in its steps how the others were and why no network was used."""
+    ways = Counter((image.method, image.steps, image.model_sha256, image.backend) for image in images)
+    (method, steps, sha256, backend), _ = ways.most_common(1)[0]
+    for (other, other_steps, _, _), n in ways.most_common()[1:]:
         steps = (*steps, f"{n} of {len(images)} slices otherwise: {other} ({'; '.join(other_steps)})")
-    return Provenance(method, software(), steps)
+    for reason, n in reasons.most_common():
+        steps = (*steps, f"network not used for {n} of {len(images)}: {reason}")
+    return Provenance(method, software(), steps, model_sha256=sha256, backend=backend)
 
 
 def findings_json(findings: Findings) -> list[dict[str, Any]]:

@@ -74,7 +74,13 @@ class Daemon:
         )
         self._server = MrdServer(settings.mrd.host, settings.mrd.port, self._spool, self, limits)
         self._crew = Crew(
-            {"method": settings.worker.method, "max_scan_mib": settings.worker.max_scan_mib, "limits": asdict(wire)},
+            {
+                "method": settings.worker.method,
+                "model": settings.network.model,
+                "backend": settings.network.backend,
+                "max_scan_mib": settings.worker.max_scan_mib,
+                "limits": asdict(wire),
+            },
             settings.worker.timeout_s,
             self._on_report,
             self._on_worker_start,
@@ -227,6 +233,8 @@ class Daemon:
         for number, plane in enumerate(image):
             fields = {
                 "series": report["series"],
+                "method": report["method"],
+                **({"no_network": report["reason"]} if report["reason"] else {}),
                 "slice": number if len(image) > 1 else report["key"]["slice"],
                 "slices": report["n_slices"],
                 "volume": report["volume_index"],

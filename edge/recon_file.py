@@ -13,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge.chain import Chain
 from edge.header import read_header
+from edge.model import BACKENDS, RECONSTRUCTION, open_network
 from edge.mrd import Readout, next_message, read_acquisition
 from edge.rawfile import RawFile, open_raw
 from edge.results import Results
 from edge.spool import new_scan_id
 from edge.undersample import undersample
-from recon.errors import ScanError
+from recon.errors import BackendError, ModelError, ScanError
 from recon.reconstruct import METHODS
 
 
@@ -30,38 +31,65 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default="auto",
-        help="auto takes the best that serves this scan; sense and zero-filled insist (%(default)s)",
+        help="auto takes the network where it may serve this scan, else sense; the others insist (%(default)s)",
     )
     parser.add_argument("--accelerate", type=int, default=1, metavar="R", help="keep every R-th phase-encode line only")
     parser.add_argument("--acs", type=int, default=24, metavar="N", help="and the N central ones (%(default)s)")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what runs the network; auto takes the best there is (%(default)s)",
+    )
+    parser.add_argument("--model", type=Path, default=RECONSTRUCTION, metavar="DIR", help="another network's folder")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do `scanside recon`: 0 done, 1 the scan cannot be served, 2 wrong use."""
-    if args.method == "network":
-        return _fail("--method network: no trained network is installed; auto, sense and zero-filled are there", 2)
     if not args.file.is_file():
         return _fail(f"{args.file}: there is no such file", 2)
     if args.accelerate < 1 or args.acs < 0:
         return _fail(f"--accelerate {args.accelerate} --acs {args.acs}: R ≥ 1 and N ≥ 0 are needed", 2)
     try:
         raw = undersample(open_raw(args.file), args.accelerate, args.acs)
-        report = reconstruct_file(raw, args.out, args.method)
+        report = reconstruct_file(raw, args.out, args.method, model=args.model, backend=args.backend)
     except ScanError as error:
         return _fail(str(error), 1)
     for volume in report["volumes"]:
         shape = "×".join(map(str, volume["shape"]))
         print(f"{args.out / volume['file']}  {shape}  {volume['method']}  {volume['dicom_files']} DICOM files")
+        beside = volume["classical"]
+        print(f"{args.out / beside['file']}  {shape}  {beside['method']}  the classical image, always beside it")
+        for step in (step for step in volume["steps"] if step.startswith("network not used")):
+            print(f"note: {step}")
     for reason in report["quality"]["reasons"]:
         print(f"quality: {reason}")
     print(f"{args.out / 'report.json'}  {args.out / 'preview.png'}")
     return 0
 
 
-def reconstruct_file(raw: RawFile, folder: Path, method: str, is_shown: bool = True) -> dict[str, Any]:
-    """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError."""
+def reconstruct_file(
+    raw: RawFile,
+    folder: Path,
+    method: str,
+    is_shown: bool = True,
+    model: Path = RECONSTRUCTION,
+    backend: str = "auto",
+) -> dict[str, Any]:
+    """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError.
+
+    model, backend: the network's folder and what runs it. "auto" does without one that cannot be opened, and says so.
+    """
     scan, exam = read_header(raw.header, new_scan_id())
-    chain = Chain(Results(folder, scan, exam), method=method)
+    network, no_network = None, ""
+    if method in ("auto", "network"):
+        try:
+            network = open_network(model, backend)
+        except (ModelError, BackendError) as error:
+            if method == "network":
+                raise
+            no_network = str(error)
+    chain = Chain(Results(folder, scan, exam), method=method, network=network, no_network=no_network)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:

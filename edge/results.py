@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,43 +36,56 @@ class Results:
     exam: Exam
     received_at: datetime | None = None
 
-    def write_volume(self, volume: Volume, series: str, index: int, contrast: int) -> dict[str, Any]:
-        """Write one volume of the scan, its number `index`, and return what the report says of it.
+    def write_volumes(self, volumes: Mapping[str, Volume], index: int, contrast: int) -> dict[str, Any]:
+        """Write the series of one volume of the scan, its number `index`, and return what the report says of them.
 
+        volumes: by series, "classical" always among them; "network" leads where there is one.
         Raises DeliveryError where the disk does not take it.
         """
         suffix = f"_{index:03d}" if index else ""
-        dicom = self.folder / "dicom" / (series + suffix)
+        lead = "network" if "network" in volumes else "classical"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name in ("volume", series):
-                write_atomically(self.folder / f"{name}{suffix}.npy", _npy(volume.data))
-            files = write_series(
-                volume,
-                self.scan,
-                self.exam,
-                series,
-                dicom,
-                series_number=10 * index + SERIES_NUMBER[series] + 1,
-                received_at=self.received_at,
-                image_index=index,
-                contrast=contrast,
-            )
+            said = {series: self._write_series(volume, series, index, contrast) for series, volume in volumes.items()}
+            write_atomically(self.folder / f"classical{suffix}.npy", _npy(volumes["classical"].data))
+            write_atomically(self.folder / f"volume{suffix}.npy", _npy(volumes[lead].data))
             if index == 0:
-                scan_preview(self.folder / "preview.png", volume)
+                scan_preview(self.folder / "preview.png", volumes[lead])
         except OSError as error:
             raise DeliveryError(f"the results cannot be written: {error.strerror}") from error
+        volume = volumes[lead]
         return {
             "index": index,
-            "series": series,
             "file": f"volume{suffix}.npy",
-            "dicom": f"dicom/{dicom.name}",
-            "dicom_files": len(files),
             "shape": list(volume.data.shape),
             "spacing_mm": [round(mm, 6) for mm in volume.geometry.spacing_mm],
             "geometry_known": volume.geometry.is_known,
-            "method": volume.provenance.method,
-            "steps": list(volume.provenance.steps),
+            **said[lead],
+            "classical": {"file": f"classical{suffix}.npy", **said["classical"]},
+        }
+
+    def _write_series(self, volume: Volume, series: str, index: int, contrast: int) -> dict[str, Any]:
+        folder = self.folder / "dicom" / (f"{series}_{index:03d}" if index else series)
+        files = write_series(
+            volume,
+            self.scan,
+            self.exam,
+            series,
+            folder,
+            series_number=10 * index + SERIES_NUMBER[series] + 1,
+            received_at=self.received_at,
+            image_index=index,
+            contrast=contrast,
+        )
+        provenance = volume.provenance
+        return {
+            "series": series,
+            "dicom": f"dicom/{folder.name}",
+            "dicom_files": len(files),
+            "method": provenance.method,
+            "steps": list(provenance.steps),
+            "model_sha256": provenance.model_sha256,
+            "backend": provenance.backend,
         }
 
     def write_report(self, report: dict[str, Any]) -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from edge.model import BACKENDS
+from recon.reconstruct import METHODS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -35,11 +38,19 @@ class MrdSettings:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """The reconstruction process. `method` is auto or sense; a worker silent for `timeout_s` at work is restarted."""
+    """The reconstruction process. `method` is one of `recon`'s; one silent for `timeout_s` at work is restarted."""
 
     method: str = "auto"
     timeout_s: float = 120.0
     max_scan_mib: int = 8192
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The trained reconstruction network: its folder ("" is the one that comes with this version) and what runs it."""
+
+    model: str = ""
+    backend: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Settings:
     state: Path = Path("/var/lib/scanside")
     mrd: MrdSettings = field(default_factory=MrdSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     events: EventSettings = field(default_factory=EventSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
 
@@ -81,7 +93,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "events.keep": (100, 10**9),
     "disk.min_free_mib": (0, 1 << 30),
 }
-_CHOICES = {"worker.method": ("auto", "sense", "zero-filled")}
+_CHOICES = {"worker.method": METHODS, "network.backend": BACKENDS}
 
 
 def read_settings(path: Path | None) -> Settings:

@@ -26,11 +26,13 @@ import numpy as np
 from edge.chain import Chain, SliceImage
 from edge.crash import log_crashes
 from edge.header import read_header
+from edge.model import RECONSTRUCTION, open_network
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
 from edge.results import Results
 from edge.spool import SpoolReader
 from recon.arrays import Array
 from recon.errors import AcquisitionError, ScanError, StreamError
+from recon.network import Network
 from recon.scan import ImageKey
 
 log = logging.getLogger(__name__)
@@ -58,13 +60,21 @@ class Reports:
 class OpenScan:
     """One scan that the worker follows through its spool."""
 
-    def __init__(self, order: dict[str, Any], reports: Reports, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        order: dict[str, Any],
+        reports: Reports,
+        settings: dict[str, Any],
+        network: Network | None,
+        no_network: str,
+    ) -> None:
         self.scan_id: str = order["scan_id"]
         self.ending: str | None = None
         self.reason = ""
         self._order = order
         self._reports = reports
         self._settings = settings
+        self._network, self._no_network = network, no_network
         self._limits = Limits(**settings["limits"])
         self._reader = SpoolReader(Path(order["spool"]), self._limits)
         self._set_aside = frozenset(order["set_aside"])
@@ -113,6 +123,8 @@ class OpenScan:
         self._chain = Chain(
             Results(Path(self._order["results"]), scan, exam, received_at),
             method=self._settings["method"],
+            network=self._network,
+            no_network=self._no_network,
             max_scan_mib=self._settings["max_scan_mib"],
             on_image=self._send_image,
             may_make=self._may_make,
@@ -149,6 +161,8 @@ class OpenScan:
             volume_index=image.volume_index,
             shape=list(image.data.shape),
             message_end=image.message_end,
+            method=image.method,
+            reason=image.reason,
             origin_mm=geometry.origin_mm.tolist(),
             row_dir=geometry.row_dir,
             col_dir=geometry.col_dir,
@@ -184,6 +198,19 @@ class OpenScan:
             again.close()
 
 
+def _open_network(settings: dict[str, Any]) -> tuple[Network | None, str]:
+    """Return the reconstruction network, run once so that it is ready, or None and why there is none."""
+    if settings["method"] not in ("auto", "network"):
+        return None, ""
+    try:
+        network = open_network(Path(settings["model"] or RECONSTRUCTION), settings["backend"])
+    except ScanError as error:
+        log.warning("network not available code=%s", error.code)
+        return None, str(error)
+    log.info("network ready name=%s version=%s backend=%s", network.card.name, network.card.version, network.backend)
+    return network, ""
+
+
 def image_name(key: ImageKey) -> str:
     """Return an image key as a short text: what the ledger and events call it."""
     return "-".join(str(number) for number in key)
@@ -196,6 +223,7 @@ class Worker:
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reports = Reports(out)
         self._settings = settings
+        self._network, self._no_network = _open_network(settings)
         self._scans: dict[str, OpenScan] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
@@ -231,7 +259,7 @@ class Worker:
     def _obey(self, order: dict[str, Any]) -> None:
         scan_id = order["scan_id"]
         if order["do"] == "open":
-            self._scans[scan_id] = OpenScan(order, self._reports, self._settings)
+            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, self._network, self._no_network)
             self._ring.append(scan_id)
         elif order["do"] == "close" and scan_id in self._scans:
             self._scans[scan_id].ending = order["ending"]

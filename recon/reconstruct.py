@@ -1,10 +1,15 @@
-"""Assembled k-space to images in the scanner's native units: the classical chain, and what it falls back on."""
+"""Assembled k-space to images in the scanner's native units: the classical chain, and the network that goes on from it.
+
+The classical image is always made: it is what the network starts from, the comparison, and what serves where the
+network may not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,9 +18,11 @@ from recon.coils import estimate_maps
 from recon.compress import MAX_VIRTUAL, choose_n_virtual, compress, compression_matrix
 from recon.errors import AcquisitionError
 from recon.fourier import to_image
+from recon.network import Network
 from recon.placement import to_recon_grid
 from recon.scan import CoilMaps, Encoding, KSpace
 from recon.sense import cg_sense
+from recon.unrolled import reconstruct_unrolled, refusal
 
 # Peak given to calibration lines of unknown noise, where the estimator expects units of noise: its own threshold then
 # decides what is signal. Measured on real scans: never worse than an estimated level, up to 0.8 dB better.
@@ -44,14 +51,41 @@ class Sensitivities:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One reconstructed image key: float32 (slice, y, x) magnitude in native units, and how it was made."""
+    """One reconstructed image key: float32 (slice, y, x) magnitude in native units, and how it was made.
+
+    model_sha256 and backend are "" where no network was used.
+    """
 
     data: Array
     method: str
     steps: tuple[str, ...]
+    model_sha256: str = ""
+    backend: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", closed(self.data, np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The problem that was solved classically, for a network to go on from.
+
+    kspace: in virtual coils. maps: of those. image: complex64 (slice, y, x), the classical solution, in units of the
+    noise. native: float32 (slice, y, x), native units per unit of the noise at each place. steps: how it came to be.
+    """
+
+    kspace: KSpace
+    maps: CoilMaps
+    image: Array
+    native: Array
+    steps: tuple[str, ...]
+
+
+class Classical(NamedTuple):
+    """The classical image, and what a network needs to go on (None where there are no coil maps)."""
+
+    image: Image
+    start: Start | None
 
 
 def sense_coils(
@@ -78,17 +112,17 @@ def sense_coils(
         return Sensitivities(np.eye(n_coils, dtype=np.complex64), None, str(error))
 
 
-def reconstruct(
+def reconstruct_classical(
     kspace: KSpace,
     encoding: Encoding,
     method: str = "auto",
     sensitivities: Sensitivities | None = None,
     stage: Stage = unmarked,
-) -> Image:
-    """Return the image of `kspace` by `method`.
+) -> Classical:
+    """Return the image of `kspace` by `method` as far as no network is needed.
 
-    method: "sense" insists on coil maps, "auto" takes root-sum-of-squares where there are none, "zero-filled" combines
-        the measured lines alone.
+    method: "sense" and "network" insist on coil maps, "auto" takes root-sum-of-squares where there are none,
+        "zero-filled" combines the measured lines alone.
     sensitivities: from `sense_coils` of the same calibration lines, if they were worked out while lines still arrived.
     Raises AcquisitionError where `method` cannot serve this k-space.
     """
@@ -97,14 +131,15 @@ def reconstruct(
         f"noise prewhitened ({'noise readout' if kspace.noise_is_measured else 'level estimated from outer k-space'})"
     ]
     if method == "zero-filled":
-        return Image(_combined(kspace, encoding), "zero-filled", (*steps, "root-sum-of-squares"))
+        return Classical(Image(_combined(kspace, encoding), "zero-filled", (*steps, "root-sum-of-squares")), None)
     coils = sensitivities or sense_coils(kspace.calibration, n_ky, n_coils, True, stage)
     if coils.maps is None:
-        if method == "sense":
-            raise AcquisitionError(f"SENSE needs coil maps, and there are none: {coils.reason}")
+        if method != "auto":
+            raise AcquisitionError(f"{method} needs coil maps, and there are none: {coils.reason}")
         with stage("classical"):
             combined = _combined(kspace, encoding)
-        return Image(combined, "root-sum-of-squares", (*steps, f"no coil maps: {coils.reason}", "root-sum-of-squares"))
+        steps += [f"no coil maps: {coils.reason}", "root-sum-of-squares"]
+        return Classical(Image(combined, "root-sum-of-squares", tuple(steps)), None)
     with stage("compress"):
         compressed = KSpace(
             compress(kspace.samples, coils.matrix),
@@ -117,9 +152,30 @@ def reconstruct(
     if n_coils > 1:
         steps.append(f"{n_coils} coils compressed to their principal components")
     with stage("classical"):
-        image = cg_sense(compressed, coils.maps) * _native_sensitivity(kspace, coils)
-        magnitude = np.abs(to_recon_grid(image, encoding))
-    return Image(magnitude, "sense", (*steps, "ESPIRiT coil maps", "regularised CG-SENSE"))
+        image = cg_sense(compressed, coils.maps)
+        native = _native_sensitivity(kspace, coils)
+        magnitude = np.abs(to_recon_grid(image * native, encoding))
+    steps += ["ESPIRiT coil maps", "regularised CG-SENSE"]
+    start = Start(compressed, coils.maps, image, native, tuple(steps))
+    return Classical(Image(magnitude, "sense", start.steps), start)
+
+
+def network_refusal(network: Network, start: Start) -> str:
+    """Return why `network` must not reconstruct the scan that `start` is of; "" where it may."""
+    return refusal(start.kspace, start.maps.maps.shape[1], network.card.trained_range)
+
+
+def reconstruct_network(network: Network, start: Start, encoding: Encoding, stage: Stage = unmarked) -> Image:
+    """Return the network's image of the scan that `start` is of, for which `network_refusal` has no objection.
+
+    Raises BackendError where the network's run fails.
+    """
+    with stage("network"):
+        image = reconstruct_unrolled(network, start.kspace, start.maps, start.image)
+        magnitude = np.abs(to_recon_grid(image * start.native, encoding))
+    card = network.card
+    steps = (*start.steps, f"unrolled network {card.name} {card.version} with data consistency")
+    return Image(magnitude, "network", steps, card.sha256, network.backend)
 
 
 def _combined(kspace: KSpace, encoding: Encoding) -> Array:

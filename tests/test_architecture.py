@@ -24,13 +24,17 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "sqlite3": {"edge.ledger", "edge.daemon"},
     "h5py": {"edge.rawfile", "edge.raw_write", "edge.replay"},
     "ismrmrd": {"edge.raw_write"},
-    "PIL": {"edge.preview"},
+    "PIL": {"edge.preview", "export.slices"},
     "rich": {"edge.demo", "edge.doctor", "edge.recon_file", "edge.replay", "edge.simulate"},
     "defusedxml": {"edge.header"},
-    "threadpoolctl": {"edge.chain"},
+    "threadpoolctl": {"edge.chain", "export.train"},
     "tomli": {"edge.settings"},
     "tomllib": {"edge.settings"},  # not in the library of Python 3.10
     "nibabel": {"export"},
+    "torch": {"export"},
+    "onnx": {"export"},
+    "onnxruntime": {"edge.backends.ort", "export.onnx"},
+    "matplotlib": {"export.train"},
     "nilearn": {"export"},
 }
 NEVER_IN_PURE = {"os", "pathlib", "socket", "time", "datetime", "logging", "subprocess", "threading", "asyncio"}

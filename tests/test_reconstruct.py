@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recon.errors import AcquisitionError
-from recon.reconstruct import Image, reconstruct, sense_coils
+from recon.reconstruct import Image, reconstruct_classical, sense_coils
 from recon.scan import Acquisition, Encoding, ImageKey, Role
 from tests.reference import (
     KEY,
@@ -41,7 +41,7 @@ HEAD = head_of_blobs()
 def image_of(lines: list[Acquisition], *encodings: Encoding, method: str = "zero-filled") -> Image:
     """Return the image of key 0 that these readouts make."""
     assembler = assembled(scan_of(*encodings), lines, early=False)
-    return reconstruct(assembler.kspace(KEY), encodings[0], method)
+    return reconstruct_classical(assembler.kspace(KEY), encodings[0], method).image
 
 
 def off(found: Any, true: Any) -> float:
@@ -105,7 +105,7 @@ def test_contrasts_sets_and_repetitions_are_images_of_their_own() -> None:
     assembler = assembled(scan_of(encoding), lines[::-1], early=False)
     for at, key in enumerate(keys):
         true = reference_image(random_voxels(encoding, seed=at).kspace(encoding), encoding)
-        found = reconstruct(assembler.kspace(key), encoding, "zero-filled").data
+        found = reconstruct_classical(assembler.kspace(key), encoding, "zero-filled").image.data
         np.testing.assert_allclose(found, true, rtol=0, atol=SINGLE * true.max())
 
 
@@ -293,7 +293,8 @@ def test_maps_from_before_are_used() -> None:
     assembler = assembled(scan_of(FIELD), lines, early=False)
     coils = sense_coils(assembler.calibration(KEY), 64, 4, assembler.has_noise)
     kspace = assembler.kspace(KEY)
-    one, two = reconstruct(kspace, FIELD, "auto", coils), reconstruct(kspace, FIELD, "auto")
+    one = reconstruct_classical(kspace, FIELD, "auto", coils).image
+    two = reconstruct_classical(kspace, FIELD, "auto").image
     np.testing.assert_array_equal(one.data, two.data)
     assert one.steps == two.steps
 
@@ -315,7 +316,8 @@ def test_steps_say_what_was_done(with_noise: bool) -> None:
         marked.append(name)
         yield
 
-    image = reconstruct(assembled(scan_of(FIELD), lines, early=False).kspace(KEY), FIELD, "auto", None, stage)
+    kspace = assembled(scan_of(FIELD), lines, early=False).kspace(KEY)
+    image = reconstruct_classical(kspace, FIELD, "auto", None, stage).image
     expected = "noise readout" if with_noise else "level estimated from outer k-space"
     assert image.steps[0] == f"noise prewhitened ({expected})"
     assert image.steps[-1] == "regularised CG-SENSE"

@@ -1,0 +1,73 @@
+"""Our side of a comparison: the chain that serves a scanner, run on a file, and the k-space that peers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.chain import Chain
+from edge.header import read_header
+from edge.intake import to_acquisition
+from edge.model import RECONSTRUCTION, open_network
+from edge.rawfile import RawFile
+from edge.recon_file import readouts
+from edge.results import Results
+from edge.spool import new_scan_id
+from recon.arrays import Array
+from recon.errors import ModelError
+from recon.fourier import resize_centred, to_image, to_kspace
+from recon.network import Network
+from recon.scan import Role, Volume
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace"
+
+
+class _Kept(Results):
+    """Results that are kept in memory."""
+
+    kept: list[dict[str, Volume]]
+
+    def write_volumes(self, volumes: Mapping[str, Volume], index: int, contrast: int) -> dict[str, Any]:
+        self.kept.append(dict(volumes))
+        return {"method": volumes["classical"].provenance.method}
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Nothing is written."""
+
+
+def reconstruct(raw: RawFile, network: Network | None = None) -> list[dict[str, Volume]]:
+    """Return each volume of a scan by series: "classical", and "network" where one is given and may serve."""
+    scan, exam = read_header(raw.header, new_scan_id())
+    results = _Kept(Path(), scan, exam)
+    object.__setattr__(results, "kept", [])
+    chain = Chain(results, method="auto", network=network)
+    for readout in readouts(raw):
+        chain.feed(readout)
+    chain.finish("complete", "", lambda: readouts(raw))
+    return results.kept
+
+
+def shipped_network() -> Network | None:
+    """Return the network that comes with this version, or None where there is none."""
+    try:
+        return open_network(RECONSTRUCTION)
+    except ModelError:
+        return None
+
+
+def kspaces(raw: RawFile) -> list[Array]:
+    """Return complex64 (slice, coil, ky, kx) of each repetition by plain placement, 0 where not measured."""
+    scan, _ = read_header(raw.header, "")
+    encoding = scan.encodings[0]
+    acquisitions = (to_acquisition(r.header, r.samples) for r in readouts(raw) if r.samples is not None)
+    lines = [a for a in acquisitions if a.role is not Role.NOISE]
+    shape = (1 + max(a.key.slice for a in lines), len(lines[0].samples), encoding.encoded_matrix.y)
+    n_x = encoding.recon_matrix.x
+    out = np.zeros((1 + max(a.key.repetition for a in lines), *shape, n_x), np.complex64)
+    for a in lines:
+        line = to_kspace(resize_centred(to_image(a.samples, axes=(1,)), 1, n_x), axes=(1,))
+        out[a.key.repetition, a.key.slice, :, a.step_1] = line
+    return list(out)

@@ -117,9 +117,15 @@ class Regulariser(nn.Module):
         self.up_1 = nn.ConvTranspose2d(2 * w, w, 2, stride=2)
         self.merge_1 = _conv(w, w)
         self.leave = _conv(w, 8 + shape.n_memory)
-        nn.init.zeros_(self.leave.weight)
-        assert self.leave.bias is not None
-        nn.init.zeros_(self.leave.bias)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                # signals keep their size through all layers (He et al., ICCV 2015)
+                mode = "fan_in" if isinstance(module, nn.Conv2d) else "fan_out"
+                scale = 1.0 if isinstance(module, nn.Conv2d) else 0.5
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+                module.weight.data *= scale
+                nn.init.zeros_(module.bias)
+        self.leave.weight.data *= 0.02  # the first guess is nearly the image that it was given
 
     def forward(self, features: Tensor) -> Tensor:
         """Return 8 channels of image and the memory, (slice, channel, y / 2, x / 2)."""
@@ -144,9 +150,9 @@ class UnrolledNetwork(nn.Module):
         self.shape = shape
         self.regularisers = nn.ModuleList(Regulariser(shape) for _ in range(shape.n_cascades))
         # of each cascade: weight exp(offset + slope · log(σ / 0.02)) / variance^power
-        self.offset = nn.Parameter(torch.full((shape.n_cascades,), 3.0))
+        self.offset = nn.Parameter(torch.full((shape.n_cascades,), 5.0))
         self.slope = nn.Parameter(torch.zeros(shape.n_cascades))
-        self.power = nn.Parameter(torch.ones(shape.n_cascades))
+        self.power = nn.Parameter(torch.full((shape.n_cascades,), 0.8))
 
     def forward(
         self,

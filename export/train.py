@@ -23,6 +23,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, distributed, multiprocessing
 
+from export.muon import Muon
 from export.network import Encoding, Shape, UnrolledNetwork
 from export.simulated import Draw, Sample, draw_sample
 from export.slices import Slice, load_slices
@@ -34,7 +35,7 @@ LAST_RATE = 0.02  # of the highest
 EMA_DECAY = 0.999
 DEEP_WEIGHT = 0.1  # of the loss of each cascade but the last
 CLIP = 10.0  # norm of the gradient
-FLOOR = 0.01  # relative error below which a sample teaches less and less
+FLOOR = 0.03  # relative error below which a sample teaches less and less
 N_VALIDATION = 18
 KEPT = 64  # batches that may be learned from again
 EARLY = Draw(sizes=(96, 104, 112, 120, 128, 144, 160, 168), n_columns=48)  # small samples teach much a second
@@ -100,7 +101,7 @@ def _train(rank: int, settings: Settings, shape: Shape, resume: bool, weights: P
     """Train in one process; the first of several also validates and writes."""
     device = _set_up(rank, settings)
     network = UnrolledNetwork(shape).to(device)
-    state = State(network, torch.optim.Adam(network.parameters(), settings.rate, (0.9, 0.99)), Path(settings.out))
+    state = State(network, Muon(network.parameters(), settings.rate), Path(settings.out))
     if resume:
         state.load(device)
     elif weights is not None:
@@ -109,7 +110,7 @@ def _train(rank: int, settings: Settings, shape: Shape, resume: bool, weights: P
     validation = _validation(settings) if rank == 0 else []
     forward: Any = torch.compile(network.cascades, dynamic=True) if device.type == "cuda" else network.cascades
     started, before = time.monotonic(), state.seconds
-    validated, sums = -math.inf, np.zeros(3)
+    validated, sums = -math.inf, np.zeros(4)
     while state.seconds < 60 * settings.minutes:
         progress = state.seconds / (60 * settings.minutes)
         for group in state.optimiser.param_groups:
@@ -120,7 +121,7 @@ def _train(rank: int, settings: Settings, shape: Shape, resume: bool, weights: P
         if rank == 0 and (is_due or state.seconds >= 60 * settings.minutes):
             validated = state.seconds
             _note(state, settings, shape, sums, validation, device)
-            sums = np.zeros(3)
+            sums = np.zeros(4)
     if settings.processes > 1:
         distributed.destroy_process_group()
 
@@ -138,8 +139,10 @@ def _set_up(rank: int, settings: Settings) -> torch.device:
     return torch.device("cuda")
 
 
-def _learn(forward: Any, state: State, settings: Settings, inputs: list[Tensor], target: Tensor) -> tuple[float, float]:
-    """Take one step; return the loss of the last cascade and the gradient's norm."""
+def _learn(
+    forward: Any, state: State, settings: Settings, inputs: list[Tensor], target: Tensor
+) -> tuple[float, float, float]:
+    """Take one step; return the last cascade's loss, what it has gained on the classical image, the gradient's norm."""
     images = forward(Encoding(*inputs[2:8]), *inputs[:2], *inputs[8:])
     losses = [relative_error(image, target) for image in images]
     loss = losses[-1] + DEEP_WEIGHT * sum(losses[:-1], torch.zeros_like(losses[-1]))
@@ -152,7 +155,7 @@ def _learn(forward: Any, state: State, settings: Settings, inputs: list[Tensor],
         state.optimiser.step()
     state.step += 1
     state.follow()
-    return float(losses[-1].detach()), norm
+    return float(losses[-1].detach()), float(losses[-1].detach() - relative_error(inputs[1], target)), norm
 
 
 def _agreed(seconds: float, settings: Settings) -> float:
@@ -333,8 +336,9 @@ def _note(
     row = {
         "minutes": round(state.seconds / 60, 2),
         "step": state.step,
-        "loss": round(sums[0] / max(sums[2], 1), 4),
-        "gradient": round(sums[1] / max(sums[2], 1), 3),
+        "loss": round(sums[0] / max(sums[3], 1), 4),
+        "against_classical": round(sums[1] / max(sums[3], 1), 4),
+        "gradient": round(sums[2] / max(sums[3], 1), 3),
         "psnr_r4": round(scores[0], 3),
         "psnr_r6": round(scores[1], 3),
         "psnr_one_coil_r2": round(scores[2], 3),

@@ -254,6 +254,8 @@ def noise_level(samples: Array, is_measured: bool) -> float:
     if is_measured:
         return 1.0
     lines = samples[:, samples.any((0, 2))]
+    if not lines.size:
+        return 1.0
     columns = (lines.real**2 + lines.imag**2).mean((0, 1))
     columns = columns[columns > 0]
     if not len(columns):

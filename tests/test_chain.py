@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from edge.chain import Chain, SliceImage
 from edge.header import read_header
@@ -14,7 +18,8 @@ from edge.mrd import LAST_IN_SLICE, Readout
 from edge.rawfile import RawFile, open_raw
 from edge.recon_file import readouts
 from edge.results import Results
-from recon.errors import AcquisitionError
+from recon.errors import AcquisitionError, BackendError
+from tests.fake_network import RANGE, FakeNetwork
 
 
 @pytest.fixture
@@ -168,3 +173,71 @@ def test_zero_filled_and_sense_are_what_they_say(raw: RawFile, tmp_path: Path) -
         for readout in readouts(raw):
             chain.feed(readout)
         assert chain.finish("complete", "", lambda: [])["method"] == expected
+
+
+class Halving(FakeNetwork):
+    """A network that makes half of the classical image, so that the two are told apart; fails where it is told to."""
+
+    def __init__(self, fail_at: tuple[int, ...] = ()) -> None:
+        super().__init__(lambda inputs: inputs["classical"] / 2)
+        self._fail_at = fail_at
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        made = super().run(inputs)
+        if len(self.seen) - 1 in self._fail_at:
+            raise BackendError("the device is gone")
+        return made
+
+
+def test_the_network_leads_and_the_classical_image_is_kept_beside_it(raw: RawFile, tmp_path: Path) -> None:
+    images: list[SliceImage] = []
+    chain = run(raw, tmp_path, list(readouts(raw)), network=Halving(), on_image=images.append)
+    assert chain.n_images == len(images) == 8
+    assert [image.series for image in images] == ["classical", "network"] * 4  # a first look, then the better one
+    assert [image.method for image in images] == ["sense", "network"] * 4
+    classical = np.load(tmp_path / "classical.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "volume.npy"), classical / 2, rtol=1e-4)
+    (volume,) = json.loads((tmp_path / "report.json").read_text())["volumes"]
+    assert (volume["series"], volume["method"], volume["file"]) == ("network", "network", "volume.npy")
+    assert (volume["model_sha256"], volume["backend"]) == ("0" * 64, "fake")
+    assert volume["classical"]["method"] == "sense"
+    assert volume["classical"]["model_sha256"] == ""
+    assert {path.name for path in (tmp_path / "dicom").iterdir()} == {"classical", "network"}
+    header = dcmread(next((tmp_path / "dicom" / "network").iterdir()))
+    assert "0" * 64 in header.DerivationDescription
+    assert "neural network" in header.DerivationDescription
+
+
+def test_a_scan_outside_the_trained_range_is_served_classically_and_says_why(raw: RawFile, tmp_path: Path) -> None:
+    images: list[SliceImage] = []
+    network = FakeNetwork(trained=replace(RANGE, matrix=(96, 512)))
+    run(raw, tmp_path, list(readouts(raw)), network=network, on_image=images.append)
+    assert [image.series for image in images] == ["classical"] * 4
+    assert all("64 lines" in image.reason for image in images)
+    (volume,) = json.loads((tmp_path / "report.json").read_text())["volumes"]
+    assert volume["series"] == "classical"
+    assert "network not used for 4 of 4: the matrix has 64 lines" in volume["steps"][-1]
+    assert not network.seen
+    with pytest.raises(AcquisitionError, match="64 lines"):
+        run(raw, tmp_path, list(readouts(raw)), network=network, method="network")
+
+
+def test_a_network_that_fails_once_leaves_a_classical_volume_that_says_so(raw: RawFile, tmp_path: Path) -> None:
+    run(raw, tmp_path, list(readouts(raw)), network=Halving(fail_at=(2,)))
+    (volume,) = json.loads((tmp_path / "report.json").read_text())["volumes"]
+    assert volume["method"] == "sense"
+    assert volume["steps"][-1] == "network not used for 1 of 4: the device is gone"
+    np.testing.assert_array_equal(np.load(tmp_path / "volume.npy"), np.load(tmp_path / "classical.npy"))
+    with pytest.raises(BackendError):
+        run(raw, tmp_path, list(readouts(raw)), network=Halving(fail_at=(2,)), method="network")
+
+
+def test_without_a_network_the_reason_is_passed_on(raw: RawFile, tmp_path: Path) -> None:
+    run(raw, tmp_path, list(readouts(raw)), no_network="nobody trained one")
+    (volume,) = json.loads((tmp_path / "report.json").read_text())["volumes"]
+    assert "nobody trained one" in volume["steps"][-1]
+    with pytest.raises(AcquisitionError, match="nobody trained one"):
+        run(raw, tmp_path, list(readouts(raw)), no_network="nobody trained one", method="network")
+    run(raw, tmp_path, list(readouts(raw)), network=Halving(), method="sense")
+    (volume,) = json.loads((tmp_path / "report.json").read_text())["volumes"]
+    assert not any("network" in step for step in volume["steps"])

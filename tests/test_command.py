@@ -53,7 +53,7 @@ def test_recon_writes_what_it_promises(small_scan: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
-        (["--method", "network"], 2, "no trained network"),
+        (["--method", "network"], 1, "the network was trained for"),
         (["--accelerate", "0"], 2, "R ≥ 1"),
         (["--accelerate", "2"], 1, "undersampled"),
     ],

@@ -12,7 +12,7 @@ from benchmarks.ours import kspaces
 from edge.raw_write import RawWriter, header_xml
 from edge.rawfile import RawFile, open_raw
 from edge.simulate import simulate_file
-from export.simulated import FIELD_MM, draw_coils, draw_image
+from export.simulated import FIELD_MM, draw_coils, draw_image, see
 from export.slices import Slice, load_slices
 from recon.arrays import Array
 from recon.fourier import resize_centred, to_image, to_kspace
@@ -76,7 +76,7 @@ def subject_case(source: Slice, number: int, folder: Path) -> Case:
     image, structures = draw_image(rng, source, shape)
     while not structures.any():
         image, structures = draw_image(rng, source, shape)
-    seen = draw_coils(rng, N_COILS, shape) * image
+    seen = see(image, draw_coils(rng, N_COILS, image.shape))
     reference = root_sum_of_squares(seen, 0)
     sigma = float(np.exp(rng.uniform(*np.log(SIGMA))))
     path = folder / f"simulated_{number:02}.h5"

@@ -1,7 +1,8 @@
-"""Is the classical reconstruction as good as the peers' on the same data?
+"""Is the classical reconstruction as good as the peers' on the same data, and how fast is the whole chain beside them?
 
 Fully sampled phantoms of Debian's generator against `ismrmrd_recon_cartesian_2d`, accelerated ones and real scans
-against BART's `ecalib` and `pics -l2` at the strength that is best against the reference. `python -m benchmarks.peers`.
+against BART's `ecalib` and `pics -l2` at the strength that is best against the reference. Then the time and memory of a
+slice, `benchmarks.speed`. The network's accuracy has a benchmark of its own, `benchmarks.quality`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.bart import best_sense
 from benchmarks.ours import REAL, kspaces, reconstruct
 from benchmarks.record import make_record, write_record
 from benchmarks.scores import compare
+from benchmarks.speed import measure_speed
 from edge.comparison import write_comparison
 from edge.rawfile import open_raw
 from edge.undersample import undersample
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one phantom size, and real scans at R = 2 only")
     parser.add_argument("--data", type=Path, default=REAL, help="folder of real ISMRMRD scans (left out where absent)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="draw each real scan's comparison here")
+    parser.add_argument("--only-speed", action="store_true", help="leave the images out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
     jobs: list[Callable[[], list[dict[str, Any]]]] = [
@@ -52,12 +55,15 @@ def main() -> None:
     paths = sorted(args.data.glob("*.h5"))
     jobs += [partial(real, path, *pattern, args.png) for pattern in patterns for path in paths]
     rows: list[dict[str, Any]] = []
-    with Progress(console=Console(stderr=True)) as progress:
-        for job in progress.track(jobs, description="scans"):
+    console = Console(stderr=True, width=140)
+    with Progress(console=console) as progress:
+        for job in progress.track([] if args.only_speed else jobs, description="scans"):
             rows += job()
-    _show(rows)
+        speed = measure_speed(progress, *((96, 4, 1) if args.quick else ()))
+    _show(rows, console)
+    _show_speed(speed, console)
     settings = {"quick": args.quick, "real": args.data.exists()}
-    write_record(make_record("peers", settings, rows), args.json)
+    write_record(make_record("peers", settings, {"images": rows, "speed": speed}), args.json)
 
 
 def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
@@ -156,7 +162,7 @@ def _matched(reference: Array, image: Array) -> Array:
     return (image * (np.vdot(reference, image) / np.vdot(image, image))).astype(np.float32)
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
+def _show(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title="scanside against its peers (NRMSE: lower is better; PSNR, SSIM: higher)")
     for heading in ("scan", "pattern", "peer", "measure", "scanside", "peer's", ""):
         table.add_column(heading)
@@ -167,7 +173,20 @@ def _show(rows: list[dict[str, Any]]) -> None:
                 is_better = ours <= theirs if measure == "nrmse" else ours >= theirs
                 words = (row["scan"], row["pattern"], row["peer"], measure, f"{ours:g}", f"{theirs:g}")
                 table.add_row(*words, "[green]≥[/]" if is_better else "[red]worse[/]")
-    Console(stderr=True, width=140).print(table)
+    console.print(table)
+
+
+def _show_speed(speed: dict[str, Any], console: Console) -> None:
+    table = Table(
+        title=f"one slice of {speed['matrix']}×{speed['matrix']}, {speed['virtual_coils']} virtual coils, R = 4"
+    )
+    for heading in ("method", "median ms", "least ms", "peak MiB"):
+        table.add_column(heading)
+    for row in speed["rows"]:
+        table.add_row(*(str(row[name]) for name in ("method", "median_ms", "least_ms", "peak_mib")))
+    console.print(table)
+    for name, ratio in speed["ratios"].items():
+        console.print(f"{name}: {ratio:g}")
 
 
 if __name__ == "__main__":

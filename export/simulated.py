@@ -27,8 +27,11 @@ from recon.unrolled import Prepared, prepare
 
 FINENESS = 2  # drawn samples per acquired one, each way
 MAX_COILS = 8  # virtual coils
-COIL_GRID = 14
+COIL_GRID = 20
 N_SEGMENTS = 12
+UNIT_LOOP = Loop((0.0, 0.0, 0.0), (0.0, 0.0, 1.0), 1.0)
+MAP_ERROR_SHARE = 0.4  # of scans
+MAP_ERROR = 0.06  # at most, relative
 FIELD_MM = 235.0  # typical field of view: turns structure sizes into voxels
 
 
@@ -44,7 +47,7 @@ class Draw:
     accelerations: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 4, 4, 4, 5, 5, 6, 6, 6, 7, 8, 8)
     acs: tuple[int, int] = (12, 32)
     sigma: tuple[float, float] = (0.0015, 0.12)
-    coils: tuple[int, ...] = (1, 1, 1, 2, 3, 4, 4, 5, 6, 8, 8, 10, 12, 16)
+    coils: tuple[int, ...] = (1, 1, 1, 2, 3, 4, 4, 5, 6, 8, 8, 12, 16)
     lattice_share: float = 0.8
     partial_share: float = 0.1
     phantom_share: float = 0.04  # ellipses instead of anatomy
@@ -89,7 +92,7 @@ def draw_sample(
         image, lesion = draw_image(rng, _phantom(rng) if kind < draw.phantom_share else source, (n_y, n_x))
         if kind > 1 - draw.blank_share:
             image, lesion = np.zeros_like(image), np.zeros_like(lesion)
-        coils = draw_coils(rng, n_coils, (n_y, n_x))
+        coils = draw_coils(rng, n_coils, image.shape)
         sigma = _log_uniform(rng, *draw.sigma)
         with suppress(AcquisitionError):
             return acquire(rng, image, coils, measured, sigma, draw.n_columns, lesion, (acceleration, n_acs))
@@ -105,13 +108,13 @@ def acquire(
     lesion: Array | None = None,
     pattern: tuple[int, int] = (1, 0),
 ) -> Sample:
-    """Return the scan of a complex image (y, x) by `coils` (coil, y, x): lines `measured`, noise `sigma` of the peak.
+    """Return the scan of a fine image by `coils` on its grid, see `see`: lines `measured`, noise `sigma` of the peak.
 
     pattern: acceleration and calibration lines, for the record.
     Raises AcquisitionError where the calibration lines give no maps.
     """
-    n_y, n_x = image.shape
-    seen = coils * image
+    seen = see(image, coils)
+    _, n_y, n_x = seen.shape
     peak = float(np.percentile(np.sqrt((np.abs(seen) ** 2).sum(0)), 99.5)) or 1.0
     clean = to_kspace(seen, (1,)) / np.float32(sigma * peak)  # noise variance 1 from here on
     noise = rng.standard_normal((2, *clean.shape), np.float32) * np.float32(0.5**0.5)
@@ -121,10 +124,10 @@ def acquire(
     n_virtual = min(choose_n_virtual(calibration), MAX_COILS)
     matrix = compression_matrix(calibration, n_virtual)
     calibration = compress(calibration, matrix)
-    maps = estimate_maps(calibration, n_y).maps
+    maps = _disturb(rng, estimate_maps(calibration, n_y).maps)
     columns = slice(None)
     if n_columns is not None and n_columns < n_x:
-        columns = _draw_columns(rng, np.abs(image).sum(0), n_columns)
+        columns = _draw_columns(rng, np.abs(seen).sum((0, 1)), n_columns)
     kspace = KSpace(
         compress(samples[None], matrix)[..., columns],
         measured[None].astype(np.uint16),
@@ -137,8 +140,19 @@ def acquire(
     prepared = prepare(kspace, kept, classical)
     truth = compress(to_image(clean, (1,))[None, ..., columns], matrix)
     target = (kept.maps.conj() * truth).sum(1) / prepared.scale[:, None, None]
-    lesion = np.zeros(image.shape, bool) if lesion is None else lesion
+    lesion = np.zeros((n_y, n_x), bool) if lesion is None else lesion
     return Sample(prepared, kspace, kept, classical, target.astype(np.complex64), lesion[None, :, columns], *pattern)
+
+
+def _disturb(rng: np.random.Generator, maps: Array) -> Array:
+    """Return `maps`, sometimes with smooth errors of a few per cent, of unit norm again where they were."""
+    if maps.shape[1] == 1 or rng.random() > MAP_ERROR_SHARE:
+        return maps
+    size = np.float32(rng.uniform(0, MAP_ERROR))
+    errors = [_smooth_noise(rng, maps.shape[2:], 4) + 1j * _smooth_noise(rng, maps.shape[2:], 4) for _ in maps[0]]
+    wrong = maps * (1 + size * np.asarray(errors, np.complex64))
+    norm = np.sqrt((np.abs(wrong) ** 2).sum(1, keepdims=True))
+    return wrong / np.where(norm > 0, norm, 1)
 
 
 def _central_lines(measured: Array) -> slice:
@@ -186,7 +200,10 @@ def draw_mask(rng: np.random.Generator, n_y: int, draw: Draw, n_coils: int) -> t
 
 
 def draw_image(rng: np.random.Generator, source: Slice, shape: tuple[int, int]) -> tuple[Array, Array]:
-    """Return the complex image (y, x) of `source` as placed in the field of view, band-limited, and its structures."""
+    """Return a complex image of `source` as placed in the field of view, and its small structures.
+
+    The image is `FINENESS` times as fine as a scan of `shape` (y, x), the structures are bool (y, x) of that scan.
+    """
     fine = (FINENESS * shape[0], FINENESS * shape[1])
     pixels = _recontrast(rng, source.pixels.astype(np.float32) / 255)
     if rng.random() < 0.5:
@@ -217,11 +234,18 @@ def draw_image(rng: np.random.Generator, source: Slice, shape: tuple[int, int]) 
         drawn, lesion = insert_structures(rng, drawn, int(rng.integers(1, 5)))
     if rng.random() < 0.15:
         drawn = drawn * _smooth_field(rng, fine, 0.3)
-    # the cut of k-space that a scan of this matrix makes; the transform on the coarse grid has the same centre
-    kspace = resize_centred(resize_centred(to_kspace(drawn * draw_phase(rng, fine), (0, 1)), 0, shape[0]), 1, shape[1])
-    image = to_image(kspace, (0, 1)) / np.float32(FINENESS)
-    mask = lesion[::FINENESS, ::FINENESS] > 0.5
-    return image.astype(np.complex64), mask
+    return drawn * draw_phase(rng, fine), lesion[::FINENESS, ::FINENESS] > 0.5
+
+
+def see(image: Array, coils: Array) -> Array:
+    """Return what coils see of a fine image when only a scan's part of k-space is measured: complex64 (coil, y, x).
+
+    coils: complex64 (coil, y, x) on the image's grid. The cut comes after the coils, as in a scanner: no maps on the
+    coarse grid explain the lines exactly.
+    """
+    n_y, n_x = (n // FINENESS for n in image.shape)
+    rows = to_image(resize_centred(to_kspace(coils * image, (2,)), 2, n_x), (2,))
+    return to_image(resize_centred(to_kspace(rows, (1,)), 1, n_y), (1,)) / np.float32(FINENESS)
 
 
 def _phantom(rng: np.random.Generator) -> Slice:
@@ -311,22 +335,27 @@ def draw_coils(rng: np.random.Generator, n_coils: int, shape: tuple[int, int]) -
     y, x = (np.linspace(-1, 1, COIL_GRID) for _ in shape)
     points = np.zeros((COIL_GRID, COIL_GRID, 3))
     points[..., 0], points[..., 1] = x, y[:, None]
-    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    reach = rng.uniform(1.05, 1.7)
+    reach = rng.uniform(1.02, 1.5)
+    radius = rng.uniform(0.25, 0.8)
     angle = 2 * np.pi * (np.arange(n_coils) + rng.uniform(-0.3, 0.3, n_coils)) / n_coils + rng.uniform(0, 2 * np.pi)
-    height = rng.normal(0, 0.5, n_coils) if n_coils > 4 else rng.normal(0, 0.2, n_coils)
-    radius = rng.uniform(0.35, 0.8)
-    fields = []
-    for a, z in zip(angle, height, strict=True):
-        centre = np.array([np.cos(a), np.sin(a), z]) * reach * rng.uniform(0.95, 1.1)
-        normal = np.array([np.cos(a), np.sin(a), z]) + rng.normal(0, 0.1, 3)
-        normal /= np.linalg.norm(normal)
-        field = loop_field(Loop(tuple(centre), tuple(normal), radius), points, N_SEGMENTS) @ turn
-        fields.append((field[..., 0] - 1j * field[..., 1]) * rng.uniform(0.7, 1.3) * np.exp(2j * np.pi * rng.random()))
-    coarse = np.stack(fields).astype(np.complex64)
+    height = rng.normal(0, 0.5 if n_coils > 4 else 0.2, n_coils)
+    outwards = np.stack((np.cos(angle), np.sin(angle), height), 1)
+    centres = outwards * reach * rng.uniform(0.95, 1.1, (n_coils, 1))
+    frames = np.stack([_frame(rng, each) for each in outwards])  # rows: two directions in the loop's plane, its normal
+    local = np.einsum("cij,yxcj->cyxi", frames, points[:, :, None] - centres) / radius
+    fields = np.einsum("cij,cyxi->cyxj", frames, loop_field(UNIT_LOOP, local, N_SEGMENTS))
+    seen = fields @ np.linalg.qr(rng.standard_normal((3, 3)))[0][:, :2] @ [1, -1j]  # the main field points anywhere
+    gain = rng.uniform(0.7, 1.3, n_coils) * np.exp(2j * np.pi * rng.random(n_coils))
+    coarse = (seen * gain[:, None, None]).astype(np.complex64)
     coarse /= np.sqrt((np.abs(coarse) ** 2).sum(0)).mean()
     along_y, along_x = (_spline(COIL_GRID, n).astype(np.complex64) for n in shape)
     return along_y @ coarse @ along_x.T
+
+
+def _frame(rng: np.random.Generator, outwards: Array) -> Array:
+    """Return three directions at right angles (3, 3), the last about `outwards`."""
+    normal = outwards + rng.normal(0, 0.1, 3)
+    return np.linalg.qr(np.stack((normal, *rng.standard_normal((2, 3))), 1))[0].T[::-1]
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -16,7 +16,6 @@ from recon.network import read_card
 from recon.scan import CoilMaps, KSpace
 from recon.unrolled import (
     INPUTS,
-    noise_level,
     prepare,
     prepare_batches,
     reconstruct_unrolled,
@@ -209,15 +208,6 @@ def test_slices_that_were_sampled_differently_are_refused() -> None:
     averages = np.stack([lines(64, 2, 0, 16), lines(64, 2, 1, 16)]).astype(np.uint16)
     kspace = KSpace(np.zeros((2, 1, 64, 40), np.complex64), averages, 1.0, True, np.zeros((2, 1, 16, 40), np.complex64))
     assert "sampled differently" in refusal(kspace, 1, RANGE)
-
-
-def test_the_noise_is_read_beside_the_head_where_none_was_measured() -> None:
-    noise = (RNG.standard_normal((4, 64, 80, 2)) @ [1, 1j] / 2**0.5 * 0.3).astype(np.complex64)
-    noise[:, :, 20:60] += 5
-    noise[:, 1::2] = 0
-    assert noise_level(noise, True) == 1
-    assert noise_level(noise, False) == pytest.approx(0.3, rel=0.1)
-    assert noise_level(np.zeros_like(noise), False) == 1
 
 
 def test_a_network_that_imagines_something_in_nothing_is_refused() -> None:

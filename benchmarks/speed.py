@@ -1,0 +1,174 @@
+"""How fast is one slice, from calibration lines to image, next to BART and SigPy? Part of `python -m benchmarks.peers`.
+
+320×320, 8 virtual coils, R = 4 with 24 calibration lines, side by side in turns in one run; medians. Ours run from
+arrays in memory as the daemon's worker does; BART's time is that of its two commands, which read and write files and
+start in about 3 ms; SigPy's is its two apps from memory. All use both cores. The classical image, which is made for
+every scan anyway and from which the network starts, is counted on a row of its own and in "all of it".
+Peak memory is what a process of its own needs beyond its imports and inputs; BART's is its larger command's.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+from threadpoolctl import threadpool_limits
+
+from benchmarks.bart import bart, write_cfl
+from benchmarks.coil_maps import phantom, undersample
+from benchmarks.ours import shipped_network
+from edge.model import MODEL, RECONSTRUCTION
+from recon.coils import estimate_maps
+from recon.scan import KSpace
+from recon.sense import cg_sense
+from recon.unrolled import INPUTS, prepare, reconstruct_unrolled
+
+ACS = 24
+BART_ITERATIONS = SIGPY_ITERATIONS = 50
+SLOW = {"SigPy": 2}  # repeats, where that is less than asked for
+MAPS_NETWORK, ALL, BART, SIGPY = "maps + network", "all of it", "BART ecalib + pics l1-wavelet", "SigPy"
+RUNTIME, EAGER = "network alone, as shipped", "network alone, PyTorch eager"
+
+
+def measure_speed(progress: Progress, matrix: int = 320, n_coils: int = 8, repeats: int = 7) -> dict[str, Any]:
+    """Return median milliseconds and peak memory of each contender, and the ratios of their medians to ours."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ways = contenders(matrix, n_coils, folder)
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        for run in ways.values():
+            run()  # warm-up
+        for number in progress.track(range(repeats), description="speed"):
+            for way, run in ways.items():
+                if number < SLOW.get(way, repeats):
+                    start = time.perf_counter()
+                    run()
+                    seconds[way].append(time.perf_counter() - start)
+        memory = {way: _peak_mib(way, matrix, n_coils, folder) for way in ways}
+    medians = {way: float(np.median(times)) for way, times in seconds.items()}
+    rows = [
+        {
+            "method": way,
+            "median_ms": round(1e3 * medians[way], 1),
+            "least_ms": round(1e3 * min(seconds[way]), 1),
+            "repeats": len(seconds[way]),
+            "peak_mib": memory[way],
+        }
+        for way in ways
+    ]
+    pairs = {"BART / maps + network": (BART, MAPS_NETWORK), "BART / all of it": (BART, ALL)}
+    pairs |= {"SigPy / maps + network": (SIGPY, MAPS_NETWORK), "SigPy / all of it": (SIGPY, ALL)}
+    pairs["PyTorch eager / as shipped"] = (EAGER, RUNTIME)
+    ratios = {name: round(medians[a] / medians[b], 2) for name, (a, b) in pairs.items() if a in medians}
+    return {"matrix": matrix, "virtual_coils": n_coils, "acceleration": 4, "acs": ACS, "rows": rows, "ratios": ratios}
+
+
+def contenders(matrix: int, n_coils: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return the ways to an image of one slice, each ready to run."""
+    threadpool_limits(limits=1, user_api="blas")  # as the daemon's worker runs; its own threads work side by side
+    network = shipped_network()
+    assert network is not None, "the package comes without its network"
+    kspace = undersample(phantom(matrix, n_coils, 40.0), 4, ACS)
+    assert kspace.calibration is not None
+    maps = estimate_maps(kspace.calibration, matrix)
+    classical = cg_sense(kspace, maps)
+    inputs = prepare(kspace, maps, classical).inputs
+    lines = _lines(kspace)
+    write_cfl(folder / "k", np.moveaxis(lines, 0, -1)[:, :, None])
+
+    def maps_network() -> object:
+        return reconstruct_unrolled(network, kspace, estimate_maps(kspace.calibration, matrix), classical)
+
+    def everything() -> object:
+        found = estimate_maps(kspace.calibration, matrix)
+        return reconstruct_unrolled(network, kspace, found, cg_sense(kspace, found))
+
+    def run_bart() -> object:
+        bart("ecalib", "-m1", "-r", ACS, folder / "k", folder / "s")
+        return bart("pics", "-S", "-R", "W:3:0:0.001", "-i", BART_ITERATIONS, folder / "k", folder / "s", folder / "o")
+
+    def run_sigpy() -> object:
+        from sigpy.mri.app import EspiritCalib, L1WaveletRecon
+
+        with warnings.catch_warnings(), threadpool_limits(limits=os.cpu_count(), user_api="blas"):
+            warnings.simplefilter("ignore")  # of SigPy's own making
+            found = EspiritCalib(lines, calib_width=ACS, show_pbar=False).run()
+            return L1WaveletRecon(lines, found, 0.001, max_iter=SIGPY_ITERATIONS, show_pbar=False).run()
+
+    ways: dict[str, Callable[[], object]] = {
+        "maps": lambda: estimate_maps(kspace.calibration, matrix),
+        "classical": lambda: cg_sense(kspace, maps),
+        MAPS_NETWORK: maps_network,
+        ALL: everything,
+        BART: run_bart,
+        SIGPY: run_sigpy,
+        RUNTIME: lambda: network.run(inputs),
+    }
+    if find_spec("torch") is not None:
+        ways[EAGER] = _eager(inputs)
+    return ways
+
+
+def _eager(inputs: dict[str, Any]) -> Callable[[], object]:
+    """Return the shipped weights in PyTorch, without a graph."""
+    import torch
+
+    from export.onnx import load_onnx
+
+    network = load_onnx(RECONSTRUCTION / MODEL)
+    tensors = [torch.from_numpy(inputs[name]) for name in INPUTS]
+
+    def run() -> object:
+        with torch.no_grad():
+            return network(*tensors)
+
+    return run
+
+
+def _lines(kspace: KSpace) -> Any:
+    """Return k-space (coil, ky, kx) of the one slice."""
+    from recon.fourier import to_kspace
+
+    return np.ascontiguousarray(to_kspace(kspace.samples[0], (2,)))
+
+
+def _peak_mib(way: str, matrix: int, n_coils: int, folder: Path) -> int | None:
+    """Return the peak memory of one run, MiB."""
+    if way == BART:
+        commands = (
+            ("ecalib", "-m1", "-r", ACS, folder / "k", folder / "s"),
+            ("pics", "-S", "-R", "W:3:0:0.001", "-i", BART_ITERATIONS, folder / "k", folder / "s", folder / "o"),
+        )
+        return max(_command_mib(["bart", *map(str, words)]) for words in commands)
+    context = get_context("spawn")
+    queue: SimpleQueue[int] = context.SimpleQueue()
+    child = context.Process(target=_grow, args=(queue, way, matrix, n_coils, folder))
+    child.start()
+    child.join()
+    return queue.get() if child.exitcode == 0 else None
+
+
+def _grow(queue: SimpleQueue[int], way: str, matrix: int, n_coils: int, folder: Path) -> None:
+    run = contenders(matrix, n_coils, folder)[way]
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 10
+    run()
+    queue.put(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+
+
+def _command_mib(words: list[str]) -> int:
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    return usage.ru_maxrss >> 10

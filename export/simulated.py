@@ -30,6 +30,7 @@ MAX_COILS = 8  # virtual coils
 COIL_GRID = 20
 N_SEGMENTS = 12
 UNIT_LOOP = Loop((0.0, 0.0, 0.0), (0.0, 0.0, 1.0), 1.0)
+NOISE_ERROR_SHARE = 0.35  # of scans
 MAP_ERROR_SHARE = 0.4  # of scans
 MAP_ERROR = 0.06  # at most, relative
 FIELD_MM = 235.0  # typical field of view: turns structure sizes into voxels
@@ -117,7 +118,7 @@ def acquire(
     _, n_y, n_x = seen.shape
     peak = float(np.percentile(np.sqrt((np.abs(seen) ** 2).sum(0)), 99.5)) or 1.0
     clean = to_kspace(seen, (1,)) / np.float32(sigma * peak)  # noise variance 1 from here on
-    noise = rng.standard_normal((2, *clean.shape), np.float32) * np.float32(0.5**0.5)
+    noise = rng.standard_normal((2, *clean.shape), np.float32) * _noise_scale(rng, len(clean))
     samples = np.where(measured[:, None], clean + noise[0] + 1j * noise[1], 0).astype(np.complex64)
     lines = _central_lines(measured)
     calibration = samples[None, :, lines]
@@ -142,6 +143,17 @@ def acquire(
     target = (kept.maps.conj() * truth).sum(1) / prepared.scale[:, None, None]
     lesion = np.zeros((n_y, n_x), bool) if lesion is None else lesion
     return Sample(prepared, kspace, kept, classical, target.astype(np.complex64), lesion[None, :, columns], *pattern)
+
+
+def _noise_scale(rng: np.random.Generator, n_coils: int) -> Array:
+    """Return the noise of each coil's real part, float32 (coil, 1, 1): sometimes not what whitening made of it.
+
+    A level that was estimated holds signal too, so that the noise is mostly lower than is said, and no coil's own.
+    """
+    scale = np.full((n_coils, 1, 1), 0.5**0.5)
+    if rng.random() < NOISE_ERROR_SHARE:
+        scale *= np.exp(rng.uniform(-0.9, 0.2)) * np.exp(rng.normal(0, 0.2, scale.shape))
+    return scale.astype(np.float32)
 
 
 def _disturb(rng: np.random.Generator, maps: Array) -> Array:
@@ -234,7 +246,7 @@ def draw_image(rng: np.random.Generator, source: Slice, shape: tuple[int, int]) 
         drawn, lesion = insert_structures(rng, drawn, int(rng.integers(1, 5)))
     if rng.random() < 0.15:
         drawn = drawn * _smooth_field(rng, fine, 0.3)
-    return drawn * draw_phase(rng, fine), lesion[::FINENESS, ::FINENESS] > 0.5
+    return drawn * draw_phase(rng, drawn), lesion[::FINENESS, ::FINENESS] > 0.5
 
 
 def see(image: Array, coils: Array) -> Array:
@@ -292,18 +304,40 @@ def insert_structures(
     return out, cover
 
 
-def draw_phase(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
-    """Return a phase factor, complex64 (y, x): a constant, a smooth part, and often steep places as near air."""
-    strength = rng.choice([0.3, 1.0, 2.0, 4.0])
-    phase = _smooth_noise(rng, shape, int(rng.integers(2, 5))) * strength + rng.uniform(0, 2 * np.pi)
+def draw_phase(rng: np.random.Generator, image: Array) -> Array:
+    """Return a phase factor for a magnitude image, complex64 (y, x).
+
+    A constant and a smooth part; often steep places as near air, a rim of fat with a phase of its own, and a phase that
+    follows the tissue, as gradient echoes have them.
+    """
+    shape = image.shape
+    phase = _smooth_noise(rng, shape, int(rng.integers(2, 5))) * rng.choice([0.3, 1.0, 2.0, 4.0])
     ramp = rng.normal(0, 1.5, 2)
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in shape)
-    phase = phase + np.float32(ramp[0]) * y[:, None] + np.float32(ramp[1]) * x
+    phase = phase + np.float32(ramp[0]) * y[:, None] + np.float32(ramp[1]) * x + rng.uniform(0, 2 * np.pi)
     if rng.random() < 0.5:
         phase = phase + _smooth_noise(rng, shape, int(rng.integers(6, 16))) * rng.uniform(0.1, 0.6)
     if rng.random() < 0.15:
         phase = phase + _smooth_noise(rng, shape, int(rng.integers(20, 48))) * rng.uniform(0.05, 0.4)
+    if rng.random() < 0.3:
+        centre, width = rng.uniform(-0.8, 0.8, 2), rng.uniform(0.1, 0.3)
+        distance = (y[:, None] - centre[0]) ** 2 + (x - centre[1]) ** 2
+        phase = phase + rng.normal(0, 4) * np.exp(-distance / (2 * width**2))
+    if rng.random() < 0.5:
+        phase = phase + _rim(image, rng.uniform(4, 14)) * (rng.uniform(-np.pi, np.pi) + _smooth_noise(rng, shape, 3))
+    if rng.random() < 0.4:
+        phase = phase + rng.normal(0, 0.7) * image / max(float(np.percentile(image, 98)), 1e-6)
     return np.exp(1j * phase.astype(np.float32)).astype(np.complex64)
+
+
+def _rim(image: Array, width_mm: float) -> Array:
+    """Return 1 within `width_mm` of the outside of the head in a magnitude image, 0 elsewhere, float32 (y, x)."""
+    step = 4
+    small = image[::step, ::step]
+    head = ndimage.binary_fill_holes(ndimage.binary_opening(small > 0.1 * np.percentile(image, 98)))
+    depth = ndimage.distance_transform_edt(head) * (step * FIELD_MM / max(image.shape))
+    rim = np.repeat(np.repeat(head & (depth < width_mm), step, 0), step, 1)
+    return rim[: image.shape[0], : image.shape[1]].astype(np.float32)
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], n: int) -> Array:

@@ -135,7 +135,9 @@ def reconstruct_classical(
     coils = sensitivities or sense_coils(kspace.calibration, n_ky, n_coils, True, stage)
     if coils.maps is None:
         if method != "auto":
-            raise AcquisitionError(f"{'SENSE' if method == 'sense' else 'the network'} needs coil maps, and there are none: {coils.reason}")
+            raise AcquisitionError(
+                f"{'SENSE' if method == 'sense' else 'the network'} needs coil maps, and there are none: {coils.reason}"
+            )
         with stage("classical"):
             combined = _combined(kspace, encoding)
         steps += [f"no coil maps: {coils.reason}", "root-sum-of-squares"]

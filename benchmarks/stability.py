@@ -87,7 +87,7 @@ def images(network: Network, kspace: KSpace, encoding: Encoding) -> tuple[Array,
 
 def by_acceleration(network: Network, head: Head) -> list[dict[str, Any]]:
     """Return PSNR of both images at each of `ACCELERATIONS`, and what the step before lost to fewer lines."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for acceleration in ACCELERATIONS:
         classical, made = images(network, dropped(head.kspace, acceleration), head.encoding)
         psnr = compare(head.truth, made).psnr

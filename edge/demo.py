@@ -22,6 +22,7 @@ from rich.table import Table
 
 from edge.child import DaemonProcess
 from edge.comparison import write_comparison
+from edge.live import SERIES_NAMES
 from edge.mrd import LAST_IN_SLICE
 from edge.rawfile import RawFile, open_raw
 from edge.recon_file import reconstruct_file
@@ -100,15 +101,17 @@ def _demonstrate(args: argparse.Namespace, console: Console) -> None:
                     threading.Event().wait()
 
 
-def _scan(raw: RawFile, daemon: DaemonProcess, rate: str, progress: Progress) -> tuple[Replayed, _Heard, list[float]]:
-    """Stream the scan while listening to events; return what came back and each slice's last line → image, in ms."""
+def _scan(
+    raw: RawFile, daemon: DaemonProcess, rate: str, progress: Progress
+) -> tuple[Replayed, _Heard, dict[str, list[float]]]:
+    """Stream the scan while listening to events; return what came back, and last line → image by series, in ms."""
     heard = _Heard()
     flags = raw.heads["flags"].astype(np.uint64)
     slice_of_last = {
         int(i): int(raw.heads["idx"]["slice"][i]) for i in np.flatnonzero(flags & np.uint64(LAST_IN_SLICE))
     }
     sending = progress.add_task("scanner: readouts sent over MRD", total=len(raw.heads))
-    images = progress.add_task("daemon: images over ZeroMQ", total=len(slice_of_last))
+    images = progress.add_task("daemon: images over ZeroMQ", total=2 * len(slice_of_last))
     listener = threading.Thread(target=_listen, args=(daemon.events, heard, progress, images), daemon=True)
     listener.start()
     sent_at: dict[int, float] = {}
@@ -125,10 +128,10 @@ def _scan(raw: RawFile, daemon: DaemonProcess, rate: str, progress: Progress) ->
     heard.is_over.wait(_EVENT_S)
     if replayed.problem:
         raise DeliveryError(replayed.problem)
-    latencies_ms = [
-        (start + at_s - sent_at[int(image.header["slice"])]) * 1e3
-        for image, at_s in zip(replayed.images, replayed.image_at_s, strict=True)
-    ]
+    latencies_ms: dict[str, list[float]] = {}
+    for image, at_s in zip(replayed.images, replayed.image_at_s, strict=True):
+        series = SERIES_NAMES[int(image.header["image_series_index"])]
+        latencies_ms.setdefault(series, []).append((start + at_s - sent_at[int(image.header["slice"])]) * 1e3)
     return replayed, heard, latencies_ms
 
 
@@ -168,8 +171,8 @@ def _line(header: dict[str, Any]) -> str:
     return words
 
 
-def _draw(raw: RawFile, out: Path, protocol: Protocol) -> float:
-    """Draw preview.png for the slice with most of the finding; return the volume's NRMSE against the truth."""
+def _draw(raw: RawFile, out: Path, protocol: Protocol) -> dict[str, float]:
+    """Draw preview.png for the slice with most of the finding; return each volume's NRMSE against the truth."""
     with np.load(out / "scan.truth.npz") as arrays:
         truth, lesion = arrays["image"], arrays["lesion"]
         geometry = Geometry(
@@ -182,11 +185,14 @@ def _draw(raw: RawFile, out: Path, protocol: Protocol) -> float:
     with tempfile.TemporaryDirectory() as folder:
         reconstruct_file(raw, Path(folder), "zero-filled", is_shown=False)
         zero_filled = np.load(Path(folder) / "volume.npy")
-    made = np.load(out / "results" / "volume.npy")
+    results = out / "results"
+    shown = {"Zero-filled": zero_filled, "CG-SENSE": np.load(results / "classical.npy")}
+    shown["Network"] = np.load(results / "volume.npy")
+    shown = {name: _scaled(volume, truth) for name, volume in shown.items()}
     number = int(lesion.sum(axis=(1, 2)).argmax()) if lesion.any() else len(truth) // 2
     write_comparison(
         out / "preview.png",
-        {"Zero-filled": _scaled(zero_filled, truth), "Reconstruction": _scaled(made, truth)},
+        shown,
         truth,
         geometry,
         [number],
@@ -195,8 +201,12 @@ def _draw(raw: RawFile, out: Path, protocol: Protocol) -> float:
         f"{protocol.n_calibration} calibration lines, {protocol.n_coils} coils · slice {number + 1} of {len(truth)}",
         truth_name="Truth",
     )
-    made = _scaled(made, truth)
-    return float(np.linalg.norm(made - truth) / np.linalg.norm(truth))
+    return {name: float(np.linalg.norm(made - truth) / np.linalg.norm(truth)) for name, made in shown.items()}
+
+
+def _spread(times_ms: list[float]) -> str:
+    median, p95 = np.percentile(times_ms, [50, 95])
+    return f"median {median:.0f} ms, p95 {p95:.0f} ms a slice ({len(times_ms)} slices)"
 
 
 def _scaled(image: Array, truth: Array) -> Array:
@@ -205,11 +215,15 @@ def _scaled(image: Array, truth: Array) -> Array:
 
 
 def _show(
-    console: Console, out: Path, replayed: Replayed, heard: _Heard, latencies_ms: list[float], nrmse: float
+    console: Console,
+    out: Path,
+    replayed: Replayed,
+    heard: _Heard,
+    latencies_ms: dict[str, list[float]],
+    nrmse: dict[str, float],
 ) -> None:
     report = json.loads((out / "results" / "report.json").read_text())
     volume = report["volumes"][0]
-    median, p95 = np.percentile(latencies_ms, [50, 95])
     kinds = ", ".join(f"{n} {kind}" for kind, n in heard.kinds.items() if kind != "heartbeat")
     by_state: dict[str, list[str]] = {}
     for each in heard.findings:
@@ -220,13 +234,19 @@ def _show(
     table.add_column(overflow="fold")
     for name, words in (
         ("the picture", f"{out / 'preview.png'}"),
-        ("images", f"{out / 'results' / volume['file']} and {len(replayed.images)} back over MRD in {out / 'images'}"),
+        (
+            "images",
+            f"{out / 'results' / volume['file']}, classical.npy beside it; {len(replayed.images)} back over MRD",
+        ),
         ("DICOM", f"{out / 'results' / volume['dicom']} ({volume['dicom_files']} files)"),
         ("report", f"{out / 'results' / 'report.json'}"),
         ("raw data", f"{out / 'scan.h5'}; the spool's copy under {out / 'state' / 'spool'}"),
         ("method", f"{volume['method']}: {'; '.join(volume['steps'])}"),
-        ("error", f"NRMSE {100 * nrmse:.1f} % of the noise-free truth, all slices"),
-        ("last line → image", f"median {median:.0f} ms, p95 {p95:.0f} ms a slice ({len(latencies_ms)} slices)"),
+        (
+            "error",
+            ", ".join(f"{name} {100 * e:.1f} %" for name, e in nrmse.items()) + " (NRMSE to the noise-free truth)",
+        ),
+        *((f"last line → {series}", _spread(times)) for series, times in latencies_ms.items()),
         ("events", kinds),
         ("findings", "; ".join(states)),
     ):

@@ -16,10 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from edge.model import RECONSTRUCTION, open_network
 from edge.settings import Settings, SettingsError, check, read_settings
+from recon.errors import BackendError, ModelError
 
-_PACKAGES = ("numpy", "scipy", "h5py", "ismrmrd", "pydicom", "pyzmq", "rich", "pillow", "defusedxml")
-_OPTIONAL = {"cupy-cuda12x": "GPU arrays", "onnxruntime": "trained networks on the CPU", "tensorrt": "trained networks"}
+_PACKAGES = ("numpy", "scipy", "h5py", "ismrmrd", "pydicom", "pyzmq", "rich", "pillow", "defusedxml", "onnxruntime")
+_OPTIONAL = {"cupy-cuda12x": "GPU arrays", "tensorrt": "trained networks"}
 _TOOLS = {
     "dciodvfy": "checks DICOM files (Debian: dicom3tools)",
     "dcm2niix": "reads DICOM geometry (Debian: dcm2niix)",
@@ -68,9 +70,7 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"),
         *(_package(name) for name in _PACKAGES),
         *(_optional(name, use) for name, use in _OPTIONAL.items()),
-        Finding(
-            "ok", "reconstruction", "NumPy on the CPU: ESPIRiT maps and CG-SENSE (no trained network is installed)"
-        ),
+        _network(settings),
         _state(state),
         _disk(state, settings.disk.min_free_mib),
         _port("MRD port", settings.mrd.host, settings.mrd.port),
@@ -94,6 +94,22 @@ def _optional(name: str, use: str) -> Finding:
         return Finding("ok", name, version(name))
     except PackageNotFoundError:
         return Finding("note", name, f"not installed ({use}); the CPU serves")
+
+
+def _network(settings: Settings) -> Finding:
+    """Open the network that the settings name, as the daemon's worker would."""
+    classical = "NumPy on the CPU: ESPIRiT maps and CG-SENSE"
+    if settings.worker.method not in ("auto", "network"):
+        return Finding("ok", "reconstruction", f"{classical}; worker.method leaves the network out")
+    try:
+        network = open_network(Path(settings.network.model or RECONSTRUCTION), settings.network.backend)
+    except (ModelError, BackendError) as error:
+        level = "fault" if settings.worker.method == "network" else "note"
+        return Finding(level, "reconstruction", f"{classical}; no network: {error}")
+    card, kind = network.card, network.backend
+    network.close()
+    words = f"{classical}; then {card.name} {card.version} ({card.sha256[:12]}…) by {kind}"
+    return Finding("ok", "reconstruction", words)
 
 
 def _state(state: Path) -> Finding:

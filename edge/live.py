@@ -15,6 +15,7 @@ from edge.spool import Ending
 from recon.arrays import Array
 
 _SERIES = {"classical": 1, "network": 2, "super-resolved": 3}  # image_series_index, plus ten for each encoding
+SERIES_NAMES = {number: name for name, number in _SERIES.items()}  # of the first encoding
 
 
 class LiveScan:

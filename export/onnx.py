@@ -22,11 +22,12 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from export.network import Shape, UnrolledNetwork
 from export.simulated import MAX_COILS, Draw, Sample, draw_sample
 from export.slices import SETS, Slice, load_slices
-from export.train import load_network, to_tensors
+from export.train import load_network, stage, to_tensors
 from recon.arrays import Array
 from recon.unrolled import INPUTS, SHARED, unprepare
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parity = check_parity(network, args.out / "model.onnx", slices, MAX_PARITY)
     to_half(args.out / "model.onnx", args.out / "model_fp16.onnx")
     parity_half = check_parity(network, args.out / "model_fp16.onnx", slices, MAX_PARITY_FP16)
-    card = make_card(args.out, network, checkpoint, load_slices(args.data, "train"), slices, args.per_case)
+    card = make_card(args.out, network, checkpoint, load_slices(args.data, "train"), slices, probe, args.per_case)
     card["parity"] = {"float32_to_pytorch": parity, "float16_to_pytorch": parity_half, "unit": "of the maximum"}
     (args.out / "card.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", "utf-8")
     log = args.checkpoint.parent
@@ -116,7 +117,8 @@ def load_onnx(path: Path) -> UnrolledNetwork:
     (shape,) = (each.value for each in model.metadata_props if each.key == "shape")
     network = UnrolledNetwork(Shape(**json.loads(shape)))
     network.load_state_dict({name: torch.from_numpy(stored[name].copy()) for name in network.state_dict()})
-    return network.eval()
+    network.eval()
+    return network
 
 
 def to_half(source: Path, path: Path) -> None:
@@ -203,6 +205,7 @@ def make_card(
     checkpoint: dict[str, Any],
     training: list[Slice],
     held_out: list[Slice],
+    probe: Sample,
     per_case: int,
 ) -> dict[str, Any]:
     """Return the model card as JSON values; the metrics are measured here, with the exported file."""
@@ -227,10 +230,7 @@ def make_card(
             "measured_extent": 0.625,
         },
         "training": {
-            "steps": checkpoint["step"],
-            "slices_seen": checkpoint["step"] * checkpoint["settings"]["batch"] * checkpoint["settings"]["processes"],
-            "minutes": round(checkpoint["seconds"] / 60, 1),
-            "seed": checkpoint["settings"]["seed"],
+            "stages": [*checkpoint.get("history", []), stage(checkpoint)],
             "masks": "lattices of R = 1 to 8 at any offset (80 %), random lines, partial Fourier to 5/8",
             "calibration_lines": list(draw.acs),
             "matrix": [min(draw.sizes), max(draw.sizes)],
@@ -253,6 +253,7 @@ def make_card(
             "train": sorted({each.subject for each in training if each.source == "brain"}),
             "held_out": sorted({each.subject for each in held_out if each.source == "brain"}),
         },
+        "cost": _cost(network, probe),
         "metrics": measure(folder / "model.onnx", held_out, per_case),
         "limits": [
             "trained on simulated k-space of real magnitude images only; no measured k-space was used for training",
@@ -263,6 +264,16 @@ def make_card(
         ],
         "not_for": "diagnosis",
     }
+
+
+def _cost(network: UnrolledNetwork, probe: Sample) -> dict[str, Any]:
+    """Return the arithmetic of one slice; milliseconds depend on the device and are in the benchmarks' records."""
+    inputs, _ = to_tensors(probe, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    n_coils, (n_y, n_x) = probe.maps.maps.shape[1], probe.maps.maps.shape[2:]
+    gflop = round(counter.get_total_flops() / 1e9, 2)
+    return {"gflop": gflop, "of": f"{n_y} × {n_x}, {n_coils} virtual coils, R = {probe.acceleration}; products only"}
 
 
 def measure(path: Path, slices: list[Slice], per_case: int) -> list[dict[str, Any]]:

@@ -97,8 +97,10 @@ def _tumour(folder: Path, split: str) -> Iterator[Slice]:
     from PIL import Image
 
     rows = _rows(folder / "index.csv")
-    last = TUMOUR_VALIDATION * len(rows)
-    chosen = [row for number, row in enumerate(rows) if (number >= last) == (split == "val")]
+    if not rows:
+        return
+    last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # a patient's slices stay together
+    chosen = [row for row in rows if (int(row["pseudo_group"]) > last) == (split == "val")]
     for row in chosen:
         with Image.open(folder / row["file"]) as image:
             pixels = np.asarray(image.convert("L"))

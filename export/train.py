@@ -175,6 +175,7 @@ class State:
         self.ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
+        self.history: list[dict[str, Any]] = []  # of the runs whose weights this one began with
 
     def follow(self) -> None:
         """Move the running mean of the weights."""
@@ -184,7 +185,9 @@ class State:
 
     def begin_with(self, checkpoint: Path, device: torch.device) -> None:
         """Take the running mean of another run's weights as the start."""
-        self.network.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True)["ema"])
+        content = torch.load(checkpoint, map_location=device, weights_only=True)
+        self.network.load_state_dict(content["ema"])
+        self.history = [*content["history"], stage(content)]
         self.ema = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def save(self, settings: Settings, shape: Shape) -> None:
@@ -197,6 +200,7 @@ class State:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "history": self.history,
         }
         torch.save(content, self.out / "checkpoint.part")
         os.replace(self.out / "checkpoint.part", self.out / "checkpoint.pt")
@@ -207,6 +211,15 @@ class State:
         self.network.load_state_dict(content["network"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.ema, self.step, self.seconds = content["ema"], content["step"], content["seconds"]
+        self.history = content["history"]
+
+
+def stage(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what a card says of the run behind a checkpoint."""
+    settings = checkpoint["settings"]
+    n_slices = checkpoint["step"] * settings["batch"] * settings["processes"]
+    minutes = round(checkpoint["seconds"] / 60, 1)
+    return {"steps": checkpoint["step"], "slices_seen": n_slices, "minutes": minutes, "seed": settings["seed"]}
 
 
 def load_network(checkpoint: Path) -> tuple[UnrolledNetwork, dict[str, Any]]:

@@ -48,7 +48,7 @@ def refusal(kspace: KSpace, n_coils: int, trained: TrainedRange) -> str:
     Every reason names what was found and what the network was trained for.
     """
     n_slices, _, n_y, n_x = kspace.samples.shape
-    sides = {"lines": n_y, "columns": n_x, **({"partitions": n_slices} if kspace.slice_encoded else {})}
+    sides = {"lines": n_y, **({"partitions": n_slices} if kspace.slice_encoded else {"columns": n_x})}
     low, high = trained.matrix
     for name, n in sides.items():
         if not low <= n <= high:

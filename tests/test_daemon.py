@@ -20,12 +20,15 @@ import pydicom
 import pytest
 
 from edge.child import DaemonProcess
+from edge.command import main
 from edge.mrd import MessageId, next_message, read_image, read_text
 from edge.mrd_write import encode_close, encode_config_file, encode_header
 from edge.rawfile import RawFile, open_raw
 from edge.replay import Replayed, series, stream_file
+from edge.simulate import simulate_file
 from edge.wire import KINDS, Subscriber
 from recon.errors import DeliveryError
+from recon.protocol import Protocol
 
 WAIT_S = 60.0
 
@@ -137,6 +140,43 @@ def test_a_scan_gives_images_events_dicom_and_a_report(
     assert report["method"] == "sense"
     assert report["quality"] == {"verdict": None, "reasons": []}
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_network_s_images_follow_the_classical_ones_everywhere(
+    daemon: DaemonProcess, listener: Listener, tmp_path: Path
+) -> None:
+    protocol = Protocol(matrix=(96, 112), n_slices=2, n_coils=4, acceleration=3, n_calibration=16)
+    simulate_file(tmp_path / "scan.h5", protocol, "none", 2)
+    raw = open_raw(tmp_path / "scan.h5")
+    replayed = replay(raw, daemon)
+    assert not replayed.problem
+    by_number = series(replayed.images)
+    assert sorted(by_number) == [1, 2]
+    (done,) = listener.wait("scan.done")
+    assert (done["method"], done["images"]) == ("network", 4)
+    images = listener.wait("image", n=4)
+    assert [header["series"] for header in images] == ["classical", "network"] * 2
+    assert [header["method"] for header in images] == ["sense", "network"] * 2
+    assert not any("no_network" in header for header in images)
+    (folder,) = (tmp_path / "state" / "results").iterdir()
+    assert {path.name for path in (folder / "dicom").iterdir()} == {"classical", "network"}
+    np.testing.assert_array_equal(np.load(folder / "volume.npy"), by_number[2])
+    np.testing.assert_array_equal(np.load(folder / "classical.npy"), by_number[1])
+    truth = np.load(tmp_path / "scan.truth.npz")["image"]
+    errors = [np.linalg.norm(by_number[n] - truth) / np.linalg.norm(truth) for n in (1, 2)]
+    assert errors[1] < errors[0] < 0.25
+    # and a file gives the same bits as a scanner
+    assert main(["recon", str(tmp_path / "scan.h5"), "--out", str(tmp_path / "out"), "--method", "network"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "volume.npy"), by_number[2])
+
+
+def test_a_scan_the_network_was_not_trained_for_says_so_in_its_events(
+    daemon: DaemonProcess, listener: Listener, small_scan: Path
+) -> None:
+    replay(open_raw(small_scan), daemon)
+    for header in listener.wait("image", n=4):
+        assert header["series"] == "classical"
+        assert "trained for 96 to 512" in header["no_network"]
 
 
 def test_events_are_numbered_without_gaps_and_findings_are_never_silent(

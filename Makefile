@@ -23,6 +23,8 @@ bench: $(VENV)/.dev
 	$(RUN) -m benchmarks.coil_maps
 	$(RUN) -m benchmarks.intake
 	$(RUN) -m benchmarks.peers --quick
+	$(RUN) -m benchmarks.quality --quick
+	$(RUN) -m benchmarks.stability --seeds 1
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

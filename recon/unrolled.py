@@ -180,25 +180,28 @@ def prepare_batches(
         adjoint = (maps.maps.conj() * to_image(weighted, (0, 2))).sum(1).transpose(2, 1, 0)
         classical, variance = classical.transpose(2, 1, 0), variance.transpose(2, 1, 0)
         planes = maps.maps.transpose(3, 1, 2, 0)
+        levels = np.full(n_columns, noise_level(kspace.samples.reshape(1, -1, n_columns), kspace.noise_is_measured))
     else:
         sampling = describe_sampling(kspace.averages[0])
         missing = np.zeros((2, 2 * padded(n_columns)), np.float32)
         share = float(kspace.measured[0].mean())
         adjoint = None
         planes = maps.maps
+        levels = np.array([noise_level(each, kspace.noise_is_measured) for each in kspace.samples])
     n_planes, _, n_y, n_x = planes.shape
     step = n_planes if voxels is None else max(1, voxels // (padded(n_y) * padded(n_x)))
     for start in range(0, n_planes, step):
         chosen = slice(start, start + step)
         coarse = sampling.coarse_maps(planes[chosen])
         own = sampling.adjoint(kspace.samples[chosen], planes[chosen], coarse) if adjoint is None else adjoint[chosen]
-        known = _Known(classical[chosen], variance[chosen], share)
+        known = _Known(levels[chosen], classical[chosen], variance[chosen], share)
         yield _prepare_planes(own, planes[chosen], coarse, sampling, missing, known)
 
 
 class _Known(NamedTuple):
-    """What is known of planes: classical image and variance (plane, y, x), and the share of lines."""
+    """What is known of planes: noise levels (plane), classical image and variance (plane, y, x), share of lines."""
 
+    levels: Array
     classical: Array
     variance: Array
     share: float
@@ -209,9 +212,9 @@ def _prepare_planes(
 ) -> Prepared:
     n_planes, _, n_y, n_x = maps.shape
     peaks = np.percentile(np.abs(known.classical).reshape(n_planes, -1), PEAK_PERCENTILE, axis=1)
-    scale = np.maximum(peaks, MIN_PEAK_SIGMA).astype(np.float32)
-    sigma = np.clip(1 / scale, *SIGMA_RANGE).astype(np.float32)
-    variance = np.clip(known.variance, *VARIANCE_RANGE).astype(np.float32)
+    scale = np.maximum(peaks, MIN_PEAK_SIGMA * known.levels).astype(np.float32)
+    sigma = np.clip(known.levels / scale, *SIGMA_RANGE).astype(np.float32)
+    variance = np.clip(known.variance / known.levels[:, None, None] ** 2, *VARIANCE_RANGE).astype(np.float32)
     power = (maps.real**2 + maps.imag**2).sum(1)
     n_aliases = len(sampling.lattice)
     aliases = _pad(sampling.alias_matrices(maps, power), (5,))
@@ -240,6 +243,21 @@ def unprepare(image: Array, prepared: Prepared) -> Array:
     out = np.empty((len(part), n_y, n_x), np.complex64)
     out.real, out.imag = part[:, 0], part[:, 1]
     return out * prepared.scale[:, None, None]
+
+
+def noise_level(samples: Array, is_measured: bool) -> float:
+    """Return the standard deviation of the noise in `samples` (coil, ky, x), zero where not measured, in their unit.
+
+    1 where it was measured. Otherwise the level that whitening assumed holds signal too; the columns beside the head
+    hold none, so the quietest of them tell it (the two real multi-coil scans gain 0.3 to 0.8 dB by it at R = 4 and 6).
+    """
+    lines = samples[:, samples.any((0, 2))]
+    if is_measured or not lines.size:
+        return 1.0
+    columns = (lines.real**2 + lines.imag**2).mean((0, 1))
+    columns = columns[columns > 0]
+    smooth = np.convolve(columns, np.ones(3) / 3, mode="valid") if len(columns) > 8 else columns
+    return float(np.clip(np.sqrt(np.percentile(smooth, 4)), 1e-3, 1))
 
 
 def _missing(along_z: Array) -> Array:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 
-from benchmarks import durability, intake, peers
+from benchmarks import durability, intake, peers, speed, stability
 from benchmarks.scores import compare
 
 
@@ -67,3 +68,26 @@ def test_real_scans_come_out_no_worse_than_bart(name: str) -> None:
     (row,) = peers.real(peers.REAL / f"{name}.h5", 2, 24, None)
     assert row["ours_psnr"] >= row["peer_psnr"], row
     assert row["ours_ssim"] >= row["peer_ssim"], row
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(shutil.which("bart") is None, reason="bart is not installed")
+def test_speed_times_every_contender_in_one_run() -> None:
+    with Progress(disable=True) as progress:
+        found = speed.measure_speed(progress, 96, 4, 1)
+    rows = {row["method"]: row for row in found["rows"]}
+    assert {"maps", "classical", speed.MAPS_NETWORK, speed.ALL, speed.BART, speed.SIGPY, speed.RUNTIME} <= set(rows)
+    assert all(row["median_ms"] > 0 and row["peak_mib"] is not None for row in rows.values())
+    assert found["ratios"]["BART / all of it"] == pytest.approx(
+        rows[speed.BART]["median_ms"] / rows[speed.ALL]["median_ms"], rel=0.05
+    )
+
+
+def test_stability_leaves_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = stability.simulated_head(tmp_path, matrix=96, n_coils=4)
+    monkeypatch.setattr(stability, "simulated_head", lambda folder, seed: head)
+    monkeypatch.setattr(sys, "argv", ["stability", "--seeds", "1", "--out", str(tmp_path / "record.json")])
+    stability.main()
+    (found,) = json.loads((tmp_path / "record.json").read_text())["results"]
+    assert [row["acceleration"] for row in found["by_acceleration"]] == list(stability.ACCELERATIONS)
+    assert set(found["moved_by_1_percent"]) == set(found["kept_contrast"]) == {"2", "4", "6", "8"}

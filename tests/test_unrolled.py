@@ -16,6 +16,7 @@ from recon.network import read_card
 from recon.scan import CoilMaps, KSpace
 from recon.unrolled import (
     INPUTS,
+    noise_level,
     prepare,
     prepare_batches,
     reconstruct_unrolled,
@@ -143,22 +144,15 @@ def test_a_separable_scan_in_two_directions_is_two_products() -> None:
 
 
 def test_images_follow_their_kspace_in_proportion() -> None:
+    """A network that is anything but linear, on a scan whose noise level grows with it."""
     maps, image = smooth_maps(1, 4, 64, 33), smooth_image(1, 64, 33)
-    kspace = scan(lines(64, 4, 0, 12), maps, 50 * image)
-    network = FakeNetwork(lambda inputs: np.tanh(inputs["classical"]))  # nothing linear about it
-    one = reconstruct_unrolled(network, kspace, CoilMaps(maps), 50 * image)
-    # twice the signal and the noise: the samples that come whitened are the same, their native unit is doubled
-    two = reconstruct_unrolled(network, kspace, CoilMaps(maps), 50 * image)
-    np.testing.assert_array_equal(one, two)
-    loud = replace(
-        kspace,
-        samples=kspace.samples * 2,
-        calibration=kspace.calibration * 2,
-        noise_is_measured=False,
-    )
-    quiet = replace(kspace, noise_is_measured=False)
-    found = reconstruct_unrolled(network, loud, CoilMaps(maps), 100 * image)
-    np.testing.assert_array_equal(found, 2 * reconstruct_unrolled(network, quiet, CoilMaps(maps), 50 * image))
+    kspace = replace(scan(lines(64, 4, 0, 12), maps, 50 * image), noise_is_measured=False)
+    assert kspace.calibration is not None
+    loud = replace(kspace, samples=kspace.samples * 0.25, calibration=kspace.calibration * 0.25)
+    network = FakeNetwork(lambda inputs: np.tanh(inputs["classical"]))
+    found = reconstruct_unrolled(network, kspace, CoilMaps(maps), 50 * image)
+    quiet = reconstruct_unrolled(network, loud, CoilMaps(maps), 12.5 * image)
+    np.testing.assert_array_equal(quiet, 0.25 * found)
 
 
 def test_slices_go_in_batches_and_come_back_in_order() -> None:
@@ -208,6 +202,15 @@ def test_slices_that_were_sampled_differently_are_refused() -> None:
     averages = np.stack([lines(64, 2, 0, 16), lines(64, 2, 1, 16)]).astype(np.uint16)
     kspace = KSpace(np.zeros((2, 1, 64, 40), np.complex64), averages, 1.0, True, np.zeros((2, 1, 16, 40), np.complex64))
     assert "sampled differently" in refusal(kspace, 1, RANGE)
+
+
+def test_the_noise_is_read_beside_the_head_where_none_was_measured() -> None:
+    noise = (RNG.standard_normal((4, 64, 80, 2)) @ [1, 1j] / 2**0.5 * 0.3).astype(np.complex64)
+    noise[:, :, 20:60] += 5
+    noise[:, 1::2] = 0
+    assert noise_level(noise, True) == 1
+    assert noise_level(noise, False) == pytest.approx(0.3, rel=0.1)
+    assert noise_level(np.zeros_like(noise), False) == 1
 
 
 def test_a_network_that_imagines_something_in_nothing_is_refused() -> None:

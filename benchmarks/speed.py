@@ -4,13 +4,13 @@
 arrays in memory as the daemon's worker does; BART's time is that of its two commands, which read and write files and
 start in about 3 ms; SigPy's is its two apps from memory. All use both cores. The classical image, which is made for
 every scan anyway and from which the network starts, is counted on a row of its own and in "all of it".
-Peak memory is what a process of its own needs beyond its imports and inputs; BART's is its larger command's.
+Peak memory is what a second run adds for a while to a process that holds its inputs and libraries; for BART, whose
+process lasts for one command, it is all of the larger command's.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import tempfile
 import time
@@ -162,9 +162,16 @@ def _peak_mib(way: str, matrix: int, n_coils: int, folder: Path) -> int | None:
 
 def _grow(queue: SimpleQueue[int], way: str, matrix: int, n_coils: int, folder: Path) -> None:
     run = contenders(matrix, n_coils, folder)[way]
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 10
+    run()  # imports and first allocations
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status_kib("VmRSS")
     run()
-    queue.put(max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+    queue.put(max(0, _status_kib("VmHWM") - before) >> 10)
+
+
+def _status_kib(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def _command_mib(words: list[str]) -> int:

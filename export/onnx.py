@@ -29,6 +29,7 @@ from export.simulated import MAX_COILS, Draw, Sample, draw_sample
 from export.slices import SETS, Slice, load_slices
 from export.train import load_network, stage, to_tensors
 from recon.arrays import Array
+from recon.sense import keep_measured
 from recon.unrolled import INPUTS, SHARED, unprepare
 
 OPSET = 17
@@ -289,6 +290,7 @@ def measure(path: Path, slices: list[Slice], per_case: int) -> list[dict[str, An
             sample = draw_sample(rng, source, _case(coils, acceleration, sigma))
             inputs, _ = to_tensors(sample, torch.device("cpu"))
             image = unprepare(session.run(["image"], _feed(inputs))[0], sample.prepared)
+            image = keep_measured(sample.kspace, sample.maps, image)
             scores.append(_psnr(image, sample))
             gains.append(scores[-1] - _psnr(sample.classical, sample))
         found.append(

@@ -11,6 +11,7 @@ therefore the local energy of what is finer than they resolve, drawn a little to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -96,12 +97,13 @@ def _local(power: Array) -> Array:
     return _blur(xp, power.shape[1]) @ power.astype(xp.float32) @ _blur(xp, power.shape[2])
 
 
+@lru_cache(maxsize=8)
 def _blur(xp: ModuleType, n: int) -> Array:
-    """Return the average over a Gaussian neighbourhood along a periodic axis, float32 (n, n)."""
+    """Return the average over a Gaussian neighbourhood along a periodic axis, float32 (n, n), closed to writing."""
     steps = xp.arange(n)
     distance = (steps[:, None] - steps[None] + n // 2) % n - n // 2
     weight = xp.exp(-0.5 * (distance / BLUR_VOXELS) ** 2)
-    return (weight / weight.sum(1, keepdims=True)).astype(xp.float32)
+    return closed(weight / weight.sum(1, keepdims=True), xp.float32)
 
 
 def _spectrum(kspace: KSpace, band: int) -> Array:

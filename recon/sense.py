@@ -56,7 +56,7 @@ def cg_sense(
         first = learn_prior(kspace, calibration_image(kspace, maps), resolution=0.5)
         image = _solve(kspace, maps, first, None, min(FIRST_ITERATIONS, n_iterations), tolerance)
         prior = learn_prior(kspace, image)
-    return _keep_measured(kspace, maps, _solve(kspace, maps, prior, image, n_iterations, tolerance))
+    return keep_measured(kspace, maps, _solve(kspace, maps, prior, image, n_iterations, tolerance))
 
 
 def root_sum_of_squares(kspace: KSpace) -> Array:
@@ -91,8 +91,11 @@ def calibration_image(kspace: KSpace, maps: CoilMaps) -> Array:
     return (maps.maps.conj() * to_image(lines, (2,))).sum(1)
 
 
-def _keep_measured(kspace: KSpace, maps: CoilMaps, image: Array) -> Array:
-    """Return the coil combination of k-space with the measured lines and, elsewhere, those that `image` predicts."""
+def keep_measured(kspace: KSpace, maps: CoilMaps, image: Array) -> Array:
+    """Return the coil combination of k-space with the measured lines and, elsewhere, those that `image` predicts.
+
+    image: complex64 (slice, y, x), in the units of `kspace`. maps: on its grid. Returns a new image of that kind.
+    """
     xp = array_module(image)
     axes = _phase_axes(kspace)
     predicted = to_kspace(maps.maps * image[:, None], axes)

@@ -20,6 +20,7 @@ from recon.network import Network, TrainedRange
 from recon.prior import learn_prior
 from recon.sampling import GRID, Sampling, describe_sampling, padded, real_form, separate
 from recon.scan import CoilMaps, KSpace
+from recon.sense import keep_measured
 
 INPUTS = (
     "adjoint",
@@ -106,13 +107,15 @@ def _range_of(measured: Array, n_calibration: int, trained: TrainedRange) -> str
 def reconstruct_unrolled(network: Network, kspace: KSpace, maps: CoilMaps, classical: Array) -> Array:
     """Return the network's image, complex64 (slice, y, x), in units of the noise's standard deviation.
 
+    The lines that were measured stay as they are: the network has its say in the others alone.
+
     kspace: within the network's trained range (`refusal`); its slices go through the network a few at a time. maps: on
     the same grid. classical: the image of `recon.sense.cg_sense`, complex64 (slice, y, x), to start from.
     Doubling samples and noise doubles the image. Raises ShapeError if the grids differ; BackendError from the network.
     """
     batches = prepare_batches(kspace, maps, classical)
     planes = np.concatenate([unprepare(network.run(each.inputs)["image"], each) for each in batches])
-    return planes.transpose(2, 1, 0).copy() if kspace.slice_encoded else planes
+    return keep_measured(kspace, maps, planes.transpose(2, 1, 0).copy() if kspace.slice_encoded else planes)
 
 
 def run_on_nothing(network: Network) -> None:

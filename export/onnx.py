@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from export.network import Shape, UnrolledNetwork
 from export.simulated import MAX_COILS, Draw, Sample, draw_sample
 from export.slices import SETS, Slice, load_slices
-from export.train import load_network, stage, to_tensors
+from export.train import load_network, stage
+from export.validation import to_tensors
 from recon.arrays import Array
 from recon.sense import keep_measured
 from recon.unrolled import INPUTS, SHARED, unprepare
@@ -295,7 +296,7 @@ def measure(path: Path, slices: list[Slice], per_case: int) -> list[dict[str, An
             gains.append(scores[-1] - _psnr(sample.classical, sample))
         found.append(
             {
-                "case": f"{coils} coils, R = {acceleration}, 24 calibration lines, noise {sigma:g} of the peak",
+                "case": f"{coils} coil{'s' if coils > 1 else ''}, R = {acceleration}, 24 calibration lines, noise {sigma:g} of the peak",
                 "scans": per_case,
                 "psnr_db": _interval(scores),
                 "gain_over_cg_sense_db": _interval(gains),

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,15 @@ from export.muon import Muon
 from export.network import Encoding, Shape, UnrolledNetwork
 from export.simulated import Draw, Sample, draw_sample
 from export.slices import Slice, load_slices
+from export.validation import draw_curves, held_out_samples, to_tensors, validate
 from recon.arrays import Array
-from recon.unrolled import INPUTS, SHARED
 
 WARM_UP = 0.02  # of the budget
 LAST_RATE = 0.02  # of the highest
 EMA_DECAY = 0.999
-DEEP_WEIGHT = 0.1  # of the loss of each cascade but the last
+DEEP_WEIGHT = 0.1  # of the loss of each cascade; what counts is the last one's error in unmeasured lines
 CLIP = 10.0  # norm of the gradient
 FLOOR = 0.03  # relative error below which a sample teaches less and less
-N_VALIDATION = 18
 KEPT = 64  # batches that may be learned from again
 EARLY = Draw(sizes=(96, 104, 112, 120, 128, 144, 160, 168), n_columns=48)  # small samples teach much a second
 EARLY_PART = 0.4  # of the budget
@@ -107,7 +106,7 @@ def _train(rank: int, settings: Settings, shape: Shape, resume: bool, weights: P
     elif weights is not None:
         state.begin_with(weights, device)
     batches = Batches(settings, rank, load_slices(Path(settings.data), "train"), device)
-    validation = _validation(settings) if rank == 0 else []
+    validation = held_out_samples(Path(settings.data)) if rank == 0 else []
     forward: Any = torch.compile(network.cascades, dynamic=True) if device.type == "cuda" else network.cascades
     started, before = time.monotonic(), state.seconds
     validated, sums = -math.inf, np.zeros(4)
@@ -142,10 +141,13 @@ def _set_up(rank: int, settings: Settings) -> torch.device:
 def _learn(
     forward: Any, state: State, settings: Settings, inputs: list[Tensor], target: Tensor
 ) -> tuple[float, float, float]:
-    """Take one step; return the last cascade's loss, what it has gained on the classical image, the gradient's norm."""
-    images = forward(Encoding(*inputs[2:8]), *inputs[:2], *inputs[8:])
+    """Take one step; return the last cascade's loss, its gain on the classical image, and the gradient's norm."""
+    encoding = Encoding(*inputs[2:8])
+    images = forward(encoding, *inputs[:2], *inputs[8:])
     losses = [relative_error(image, target) for image in images]
-    loss = losses[-1] + DEEP_WEIGHT * sum(losses[:-1], torch.zeros_like(losses[-1]))
+    loss = relative_error(unmeasured(encoding, images[-1], target), target)
+    for each in losses:
+        loss = loss + DEEP_WEIGHT * each
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if settings.processes > 1:
@@ -156,6 +158,12 @@ def _learn(
     state.step += 1
     state.follow()
     return float(losses[-1].detach()), float(losses[-1].detach() - relative_error(inputs[1], target)), norm
+
+
+def unmeasured(encoding: Encoding, image: Tensor, target: Tensor) -> Tensor:
+    """Return `target` with the error of `image` in the lines that were not measured: the others are kept at run time."""
+    error = image - target
+    return target + error - encoding.normal(error)
 
 
 def _agreed(seconds: float, settings: Settings) -> float:
@@ -244,18 +252,6 @@ def relative_error(image: Tensor, target: Tensor) -> Tensor:
     return (torch.log(error_2 + FLOOR) + torch.log(error_1 + FLOOR)).mean()
 
 
-def to_tensors(sample: Sample | Sequence[Sample], device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Return a network's inputs and target of samples that share their mask."""
-    samples = [sample] if isinstance(sample, Sample) else list(sample)
-    inputs = []
-    for name in INPUTS:
-        each = [s.prepared.inputs[name] for s in samples]
-        joined = each[0] if name in SHARED else np.concatenate(each)
-        inputs.append(torch.from_numpy(np.ascontiguousarray(joined)).to(device))
-    target = np.concatenate([np.stack((s.target.real, s.target.imag), 1) for s in samples])
-    return inputs, torch.from_numpy(target).to(device)
-
-
 class Batches:
     """The batches of one process. Every process has the same sizes and coils at a step, so that none waits long.
 
@@ -312,32 +308,6 @@ def _rate(progress: float) -> float:
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
 
 
-def _validation(settings: Settings) -> list[Sample]:
-    """Return whole slices of held-out subjects: eight coils at R = 4 and 6, one coil at R = 2."""
-    slices = load_slices(Path(settings.data), "val", every=20)
-    rng = np.random.default_rng(20)
-    weight = np.array([each.weight for each in slices])
-    samples = []
-    for number in range(N_VALIDATION):
-        coils, factor, sigma = ((8, 4, 0.01), (8, 6, 0.01), (1, 2, 0.03))[number % 3]
-        draw = Draw((192, 208, 256), None, (factor,), (16, 24), (sigma, sigma), (coils,), 1.0, 0.0, 0.0, 0.0)
-        samples.append(draw_sample(rng, slices[rng.choice(len(slices), p=weight / weight.sum())], draw))
-    return samples
-
-
-def _validate(network: UnrolledNetwork, samples: list[Sample], device: torch.device) -> list[float]:
-    """Return the mean PSNR (dB, peak 1) of magnitudes for each kind of validation sample."""
-    found: list[list[float]] = [[], [], []]
-    for number, sample in enumerate(samples):
-        inputs, target = to_tensors(sample, device)
-        with torch.no_grad():
-            image = network(*inputs)
-        error = torch.sqrt((image**2).sum(1)) - torch.sqrt((target**2).sum(1))
-        inside = inputs[1].pow(2).sum((1, 3)) > 0
-        found[number % 3].append(-10 * math.log10(float(error[inside].pow(2).mean())))
-    return [float(np.mean(each)) for each in found]
-
-
 def _note(
     state: State, settings: Settings, shape: Shape, sums: Array, validation: list[Sample], device: torch.device
 ) -> None:
@@ -345,7 +315,7 @@ def _note(
     state.save(settings, shape)
     smooth = UnrolledNetwork(shape).to(device).eval()
     smooth.load_state_dict(state.ema)
-    scores = _validate(smooth, validation, device)
+    scores = validate(smooth, validation, device)
     row = {
         "minutes": round(state.seconds / 60, 2),
         "step": state.step,
@@ -364,38 +334,7 @@ def _note(
             writer.writeheader()
         writer.writerow(row)
     print(json.dumps(row), flush=True)
-    rows = list(_read(path))
-    if len(rows) > 1:
-        draw_curves(rows, state.out / "curves.png")
-
-
-def _read(path: Path) -> Iterator[dict[str, float]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield {name: float(value) for name, value in row.items()}
-
-
-def draw_curves(rows: list[dict[str, float]], path: Path) -> None:
-    """Draw the training loss and the validation PSNR over minutes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    minutes = [row["minutes"] for row in rows]
-    left.plot(minutes[1:], [row["loss"] for row in rows[1:]])
-    left.set(xlabel="minutes", ylabel="training loss", title="mean since the point before")
-    for name, label in (
-        ("psnr_r4", "8 coils, R = 4"),
-        ("psnr_r6", "8 coils, R = 6"),
-        ("psnr_one_coil_r2", "1 coil, R = 2"),
-    ):
-        right.plot(minutes, [row[name] for row in rows], label=label)
-    right.set(xlabel="minutes", ylabel="PSNR (dB)", title="held-out subjects, mean of weights")
-    right.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    draw_curves(path, state.out / "curves.png")
 
 
 if __name__ == "__main__":

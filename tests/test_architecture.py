@@ -34,7 +34,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "torch": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"edge.backends.ort", "export.onnx"},
-    "matplotlib": {"export.train"},
+    "matplotlib": {"export.validation"},
     "nilearn": {"export"},
 }
 NEVER_IN_PURE = {"os", "pathlib", "socket", "time", "datetime", "logging", "subprocess", "threading", "asyncio"}

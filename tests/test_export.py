@@ -16,11 +16,12 @@ import onnx
 import torch
 
 from edge.model import MODEL, RECONSTRUCTION
-from export import train
+from export import train, validation
 from export.muon import Muon, _orthogonal
 from export.network import Encoding, Shape, UnrolledNetwork, solve
 from export.onnx import check_parity, load_onnx, main, to_half, write_onnx
 from export.simulated import draw_sample
+from export.validation import to_tensors
 from recon.unrolled import INPUTS
 from tests.fake_network import normal
 from tests.test_simulated import PLAIN, disc
@@ -39,7 +40,7 @@ def network() -> UnrolledNetwork:
 def test_the_operator_is_the_one_that_the_inputs_describe() -> None:
     for seed in range(3):
         sample = draw_sample(np.random.default_rng(seed), disc(), PLAIN)
-        inputs, target = train.to_tensors(sample, torch.device("cpu"))
+        inputs, target = to_tensors(sample, torch.device("cpu"))
         found = Encoding(*inputs[2:8]).normal(target).numpy()
         wanted = normal(sample.prepared.inputs, sample.target)
         np.testing.assert_allclose(found[:, 0] + 1j * found[:, 1], wanted, atol=1e-5 * np.abs(wanted).max())
@@ -47,13 +48,23 @@ def test_the_operator_is_the_one_that_the_inputs_describe() -> None:
 
 def test_many_steps_solve_the_problem() -> None:
     sample = draw_sample(np.random.default_rng(1), disc(), PLAIN)
-    inputs, _ = train.to_tensors(sample, torch.device("cpu"))
+    inputs, _ = to_tensors(sample, torch.device("cpu"))
     named = dict(zip(INPUTS, inputs, strict=True))
     encoding = Encoding(*inputs[2:8])
     weight = 0.05 / named["variance"] ** 0.3
     found = solve(encoding, weight, named["measured"], named["adjoint"], named["classical"], 60)
     left = named["adjoint"] - encoding.normal(found) - weight * (found - named["classical"])
     assert (left.norm() / named["adjoint"].norm()).item() < 1e-4
+
+
+def test_what_counts_is_the_error_in_lines_that_were_not_measured() -> None:
+    sample = draw_sample(np.random.default_rng(1), disc(), PLAIN)
+    inputs, target = to_tensors(sample, torch.device("cpu"))
+    encoding = Encoding(*inputs[2:8])
+    right_where_measured = target + 0.1 * encoding.normal(torch.randn_like(target))
+    error = train.unmeasured(encoding, right_where_measured, target) - target
+    assert (error.norm() / (right_where_measured - target).norm()).item() < 0.9
+    torch.testing.assert_close(train.unmeasured(encoding, target, target), target)
 
 
 def test_onnx_computes_what_pytorch_does_and_gives_the_weights_back(tmp_path: Path) -> None:
@@ -102,7 +113,8 @@ def test_muon_moves_layers_by_orthogonal_steps() -> None:
 def test_a_run_learns_stops_in_time_goes_on_and_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "load_slices", lambda folder, split, every=2: [disc()])
     monkeypatch.setattr("export.onnx.load_slices", lambda folder, split, every=2: [disc()])
-    monkeypatch.setattr(train, "N_VALIDATION", 3)
+    monkeypatch.setattr(validation, "load_slices", lambda folder, split, every=2: [disc()])
+    monkeypatch.setattr(validation, "N_VALIDATION", 3)
     size = [
         f"--{name.replace('_', '-')}={getattr(SMALL, name)}" for name in ("n_cascades", "n_steps", "width", "n_memory")
     ]

@@ -1,0 +1,89 @@
+"""How training goes: tensors of simulated scans, held-out ones to score, and the curves of a run's log."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.network import UnrolledNetwork
+from export.simulated import Draw, Sample, draw_sample
+from export.slices import load_slices
+from recon.unrolled import INPUTS, SHARED
+
+N_VALIDATION = 18
+
+
+def to_tensors(sample: Sample | Sequence[Sample], device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Return a network's inputs and target of samples that share their mask."""
+    samples = [sample] if isinstance(sample, Sample) else list(sample)
+    inputs = []
+    for name in INPUTS:
+        each = [s.prepared.inputs[name] for s in samples]
+        joined = each[0] if name in SHARED else np.concatenate(each)
+        inputs.append(torch.from_numpy(np.ascontiguousarray(joined)).to(device))
+    target = np.concatenate([np.stack((s.target.real, s.target.imag), 1) for s in samples])
+    return inputs, torch.from_numpy(target).to(device)
+
+
+def held_out_samples(data: Path) -> list[Sample]:
+    """Return whole slices of held-out subjects: eight coils at R = 4 and 6, one coil at R = 2."""
+    slices = load_slices(data, "val", every=20)
+    rng = np.random.default_rng(20)
+    weight = np.array([each.weight for each in slices])
+    samples = []
+    for number in range(N_VALIDATION):
+        coils, factor, sigma = ((8, 4, 0.01), (8, 6, 0.01), (1, 2, 0.03))[number % 3]
+        draw = Draw((192, 208, 256), None, (factor,), (16, 24), (sigma, sigma), (coils,), 1.0, 0.0, 0.0, 0.0)
+        samples.append(draw_sample(rng, slices[rng.choice(len(slices), p=weight / weight.sum())], draw))
+    return samples
+
+
+def validate(network: UnrolledNetwork, samples: list[Sample], device: torch.device) -> list[float]:
+    """Return the mean PSNR (dB, peak 1) of magnitudes for each kind of validation sample."""
+    found: list[list[float]] = [[], [], []]
+    for number, sample in enumerate(samples):
+        inputs, target = to_tensors(sample, device)
+        with torch.no_grad():
+            image = network(*inputs)
+        error = torch.sqrt((image**2).sum(1)) - torch.sqrt((target**2).sum(1))
+        inside = inputs[1].pow(2).sum((1, 3)) > 0
+        found[number % 3].append(-10 * math.log10(float(error[inside].pow(2).mean())))
+    return [float(np.mean(each)) for each in found]
+
+
+def _read(path: Path) -> Iterator[dict[str, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            yield {name: float(value) for name, value in row.items()}
+
+
+def draw_curves(log: Path, path: Path) -> None:
+    """Draw the training loss and the validation PSNR over minutes from a run's log, once it holds two points."""
+    import matplotlib
+
+    rows = list(_read(log))
+    if len(rows) < 2:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    minutes = [row["minutes"] for row in rows]
+    left.plot(minutes[1:], [row["loss"] for row in rows[1:]])
+    left.set(xlabel="minutes", ylabel="training loss", title="mean since the point before")
+    for name, label in (
+        ("psnr_r4", "8 coils, R = 4"),
+        ("psnr_r6", "8 coils, R = 6"),
+        ("psnr_one_coil_r2", "1 coil, R = 2"),
+    ):
+        right.plot(minutes, [row[name] for row in rows], label=label)
+    right.set(xlabel="minutes", ylabel="PSNR (dB)", title="held-out subjects, mean of weights")
+    right.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

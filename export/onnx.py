@@ -296,7 +296,7 @@ def measure(path: Path, slices: list[Slice], per_case: int) -> list[dict[str, An
             gains.append(scores[-1] - _psnr(sample.classical, sample))
         found.append(
             {
-                "case": f"{coils} coil{'s' if coils > 1 else ''}, R = {acceleration}, 24 calibration lines, noise {sigma:g} of the peak",
+                "case": f"coils {coils}, R = {acceleration}, 24 calibration lines, noise {sigma:g} of the peak",
                 "scans": per_case,
                 "psnr_db": _interval(scores),
                 "gain_over_cg_sense_db": _interval(gains),

@@ -161,7 +161,7 @@ def _learn(
 
 
 def unmeasured(encoding: Encoding, image: Tensor, target: Tensor) -> Tensor:
-    """Return `target` with the error of `image` in the lines that were not measured: the others are kept at run time."""
+    """Return `target` with the error that `image` has in the lines that were not measured: the others are kept."""
     error = image - target
     return target + error - encoding.normal(error)
 

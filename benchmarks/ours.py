@@ -11,11 +11,12 @@ import numpy as np
 from edge.chain import Chain
 from edge.header import read_header
 from edge.intake import to_acquisition
-from edge.model import RECONSTRUCTION, open_network
+from edge.model import RECONSTRUCTION
 from edge.rawfile import RawFile
 from edge.recon_file import readouts
 from edge.results import Results
 from edge.spool import new_scan_id
+from edge.supply import Supply
 from recon.arrays import Array
 from recon.errors import ModelError
 from recon.fourier import resize_centred, to_image, to_kspace
@@ -53,7 +54,7 @@ def reconstruct(raw: RawFile, network: Network | None = None) -> list[dict[str, 
 def shipped_network() -> Network | None:
     """Return the network that comes with this version, or None where there is none."""
     try:
-        return open_network(RECONSTRUCTION)
+        return Supply(RECONSTRUCTION, "cpu").network()
     except ModelError:
         return None
 

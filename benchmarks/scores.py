@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from recon.arrays import Array
 from recon.errors import ShapeError
+from recon.parity import ssim
 
-_WINDOW = 7
 _MARGIN = 3
 _SIGMA, _REACH = 1.5, 7  # voxels, of the Laplacian of Gaussian: 15×15
 _GAP, _RING = 1, 3  # voxels: a structure's blurred edge, left out, and the width of the ring around it
@@ -108,21 +108,3 @@ def retention(reference: Array, volume: Array, structures: Array) -> float | Non
 
 def _contrast(image: Array, inside: Array, ring: Array) -> float:
     return float(image[inside].mean() - image[ring].mean())
-
-
-def ssim(a: Array, b: Array, peak: float) -> Array:
-    """Return the map (y, x) of structural similarity of two images (y, x) with a 7×7 uniform window.
-
-    Source: Wang et al., IEEE TIP 13:600 (2004), with unbiased variances.
-    """
-    n = _WINDOW**2
-
-    def mean(image: Array) -> Array:
-        return ndimage.uniform_filter(image, _WINDOW)
-
-    mean_a, mean_b = mean(a), mean(b)
-    unbiased = n / (n - 1)
-    var_a, var_b = unbiased * (mean(a * a) - mean_a**2), unbiased * (mean(b * b) - mean_b**2)
-    cov = unbiased * (mean(a * b) - mean_a * mean_b)
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
-    return (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))

@@ -14,14 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from edge.model import RECONSTRUCTION, open_network
+from edge.model import RECONSTRUCTION
 from edge.settings import Settings, SettingsError, check, read_settings
+from edge.supply import Supply
 from recon.errors import BackendError, ModelError
 
 _PACKAGES = ("numpy", "scipy", "h5py", "ismrmrd", "pydicom", "pyzmq", "rich", "pillow", "defusedxml", "onnxruntime")
-_OPTIONAL = {"cupy-cuda12x": "GPU arrays", "tensorrt": "trained networks"}
+_OPTIONAL = {"cupy-cuda12x": "GPU arrays", "tensorrt": "engines on the GPU"}
 _TOOLS = {
     "dciodvfy": "checks DICOM files (Debian: dicom3tools)",
     "dcm2niix": "reads DICOM geometry (Debian: dcm2niix)",
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         table.add_column(heading)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]–[/]", "fault": "[red]fault[/]"}
     for finding in findings:
-        table.add_row(marks[finding.level], finding.what, finding.words)
+        table.add_row(marks[finding.level], escape(finding.what), escape(finding.words))
     Console().print(table)
     return 1 if any(finding.level == "fault" for finding in findings) else 0
 
@@ -70,7 +72,7 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         Finding("ok", "python", f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"),
         *(_package(name) for name in _PACKAGES),
         *(_optional(name, use) for name, use in _OPTIONAL.items()),
-        _network(settings),
+        *_network(settings, state),
         _state(state),
         _disk(state, settings.disk.min_free_mib),
         _port("MRD port", settings.mrd.host, settings.mrd.port),
@@ -96,20 +98,24 @@ def _optional(name: str, use: str) -> Finding:
         return Finding("note", name, f"not installed ({use}); the CPU serves")
 
 
-def _network(settings: Settings) -> Finding:
-    """Open the network that the settings name, as the daemon's worker would."""
+def _network(settings: Settings, state: Path) -> list[Finding]:
+    """Open the network that the settings name, as the daemon's worker would, and say which backends were tried."""
     classical = "NumPy on the CPU: ESPIRiT maps and CG-SENSE"
     if settings.worker.method not in ("auto", "network"):
-        return Finding("ok", "reconstruction", f"{classical}; worker.method leaves the network out")
+        return [Finding("ok", "reconstruction", f"{classical}; worker.method leaves the network out")]
+    model = Path(settings.network.model) if settings.network.model else RECONSTRUCTION
     try:
-        network = open_network(Path(settings.network.model or RECONSTRUCTION), settings.network.backend)
+        supply = Supply(model, settings.network.backend, state / "engines")
     except (ModelError, BackendError) as error:
         level = "fault" if settings.worker.method == "network" else "note"
-        return Finding(level, "reconstruction", f"{classical}; no network: {error}")
-    card, kind = network.card, network.backend
-    network.close()
-    words = f"{classical}; then {card.name} {card.version} ({card.sha256[:12]}…) by {kind}"
-    return Finding("ok", "reconstruction", words)
+        return [Finding(level, "reconstruction", f"{classical}; no network: {error}")]
+    card, tried = supply.card, supply.tried
+    words = f"{classical}; then {card.name} {card.version} ({card.sha256[:12]}…) by {supply.words}"
+    supply.close()
+    backends = [
+        Finding("note" if why_not else "ok", f"backend {kind}", why_not or "is used") for kind, why_not in tried
+    ]
+    return [Finding("ok", "reconstruction", words), *backends]
 
 
 def _state(state: Path) -> Finding:

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge.chain import Chain
 from edge.header import read_header
-from edge.model import BACKENDS, RECONSTRUCTION, open_network
+from edge.model import RECONSTRUCTION
 from edge.mrd import Readout, next_message, read_acquisition
 from edge.rawfile import RawFile, open_raw
 from edge.results import Results
+from edge.settings import Settings
 from edge.spool import new_scan_id
+from edge.supply import BACKENDS, Supply
 from edge.undersample import undersample
 from recon.errors import BackendError, ModelError, ScanError
 from recon.reconstruct import METHODS
@@ -42,6 +44,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what runs the network; auto takes the best there is (%(default)s)",
     )
     parser.add_argument("--model", type=Path, default=RECONSTRUCTION, metavar="DIR", help="another network's folder")
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        default=Settings().state / "engines",
+        metavar="DIR",
+        help="where scanside engines build keeps what it builds (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"--accelerate {args.accelerate} --acs {args.acs}: R ≥ 1 and N ≥ 0 are needed", 2)
     try:
         raw = undersample(open_raw(args.file), args.accelerate, args.acs)
-        report = reconstruct_file(raw, args.out, args.method, model=args.model, backend=args.backend)
+        report = reconstruct_file(
+            raw, args.out, args.method, model=args.model, backend=args.backend, engines=args.engines
+        )
     except ScanError as error:
         return _fail(str(error), 1)
     for volume in report["volumes"]:
@@ -75,20 +86,23 @@ def reconstruct_file(
     is_shown: bool = True,
     model: Path = RECONSTRUCTION,
     backend: str = "auto",
+    engines: Path | None = None,
 ) -> dict[str, Any]:
     """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError.
 
-    model, backend: the network's folder and what runs it. "auto" does without one that cannot be opened, and says so.
+    model, backend, engines: the network's folder, what runs it, and where engines are kept. "auto" does without a
+    network that cannot be opened, and says so.
     """
     scan, exam = read_header(raw.header, new_scan_id())
-    network, no_network = None, ""
+    supply, no_network = None, ""
     if method in ("auto", "network"):
         try:
-            network = open_network(model, backend)
+            supply = Supply(model, backend, engines)
         except (ModelError, BackendError) as error:
             if method == "network":
                 raise
             no_network = str(error)
+    network = None if supply is None else supply.network()
     chain = Chain(Results(folder, scan, exam), method=method, network=network, no_network=no_network)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from edge.model import BACKENDS
+from edge.supply import BACKENDS
 from recon.reconstruct import METHODS
 
 if sys.version_info >= (3, 11):

@@ -26,10 +26,11 @@ import numpy as np
 from edge.chain import Chain, SliceImage
 from edge.crash import log_crashes
 from edge.header import read_header
-from edge.model import RECONSTRUCTION, open_network
+from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
 from edge.results import Results
 from edge.spool import SpoolReader
+from edge.supply import Supply
 from recon.arrays import Array
 from recon.errors import AcquisitionError, ScanError, StreamError
 from recon.network import Network
@@ -198,17 +199,18 @@ class OpenScan:
             again.close()
 
 
-def _open_network(settings: dict[str, Any]) -> tuple[Network | None, str]:
-    """Return the reconstruction network, run once so that it is ready, or None and why there is none."""
+def _open_supply(settings: dict[str, Any]) -> tuple[Supply | None, str]:
+    """Return what hands out reconstruction networks, or None and why there is none."""
     if settings["method"] not in ("auto", "network"):
         return None, ""
     try:
-        network = open_network(Path(settings["model"] or RECONSTRUCTION), settings["backend"])
+        supply = Supply(Path(settings["model"] or RECONSTRUCTION), settings["backend"], Path(settings["engines"]))
     except ScanError as error:
         log.warning("network not available code=%s", error.code)
         return None, str(error)
-    log.info("network ready name=%s version=%s backend=%s", network.card.name, network.card.version, network.backend)
-    return network, ""
+    card = supply.card
+    log.info("network ready name=%s version=%s backend=%s", card.name, card.version, supply.words)
+    return supply, ""
 
 
 def image_name(key: ImageKey) -> str:
@@ -223,7 +225,7 @@ class Worker:
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reports = Reports(out)
         self._settings = settings
-        self._network, self._no_network = _open_network(settings)
+        self._supply, self._no_network = _open_supply(settings)
         self._scans: dict[str, OpenScan] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
@@ -241,8 +243,12 @@ class Worker:
                 order = self._orders.get(block=not is_busy, timeout=None if is_busy else _BEAT_S)
             except Empty:
                 is_busy = self._turn_all() or self._work_ahead()
+                if self._supply is not None and not self._scans:
+                    self._supply.tend()
                 continue
             if order is None:
+                if self._supply is not None:
+                    self._supply.close()
                 return
             self._obey(order)
             is_busy = True
@@ -259,7 +265,8 @@ class Worker:
     def _obey(self, order: dict[str, Any]) -> None:
         scan_id = order["scan_id"]
         if order["do"] == "open":
-            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, self._network, self._no_network)
+            network = None if self._supply is None else self._supply.network()
+            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, network, self._no_network)
             self._ring.append(scan_id)
         elif order["do"] == "close" and scan_id in self._scans:
             self._scans[scan_id].ending = order["ending"]

@@ -220,6 +220,12 @@ def make_card(
         "task": "undersampled Cartesian brain MRI: k-space and coil maps to one complex image a slice",
         "sha256": hashlib.sha256(content).hexdigest(),
         "files": {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))},
+        "precisions": {
+            "float16": {
+                "file": "model_fp16.onnx",
+                "sha256": hashlib.sha256((folder / "model_fp16.onnx").read_bytes()).hexdigest(),
+            }
+        },
         "network": {**checkpoint["shape"], "parameters": sum(p.numel() for p in network.parameters())},
         "opset": OPSET,
         "inputs": {name: list(AXES[name]) for name in INPUTS},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from recon.arrays import Array
@@ -26,13 +26,25 @@ class TrainedRange:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The same weights in another precision. file: its name. sha256: of that file, 64 hexadecimal digits."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Card:
-    """A model card, as far as it matters at run time. sha256: of the model file, 64 hexadecimal digits."""
+    """A model card, as far as it matters at run time. sha256: of the float32 model file, 64 hexadecimal digits.
+
+    precisions: other files of the same weights, by the precision of their convolutions ("float16").
+    """
 
     name: str
     version: str
     sha256: str
     trained_range: TrainedRange
+    precisions: Mapping[str, Variant] = field(default_factory=dict)
 
 
 class Network(Protocol):
@@ -55,8 +67,12 @@ def read_card(content: Mapping[str, Any]) -> Card:
         found = {field.name: values[field.name] for field in fields(TrainedRange)}
         low, high = found.pop("matrix")
         trained = TrainedRange((int(low), int(high)), **{name: float(value) for name, value in found.items()})  # type: ignore[arg-type]
-        return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained)
+        others = {
+            precision: Variant(str(each["file"]), str(each["sha256"]))
+            for precision, each in content.get("precisions", {}).items()
+        }
+        return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained, others)
     except KeyError as error:
         raise ModelError(f"the model card has no {error.args[0]!r}") from error
     except (TypeError, ValueError) as error:
-        raise ModelError(f"the model card's trained_range cannot be read: {error}") from error
+        raise ModelError(f"the model card's trained_range or precisions cannot be read: {error}") from error

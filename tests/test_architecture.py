@@ -25,7 +25,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "h5py": {"edge.rawfile", "edge.raw_write", "edge.replay"},
     "ismrmrd": {"edge.raw_write"},
     "PIL": {"edge.preview", "export.slices"},
-    "rich": {"edge.demo", "edge.doctor", "edge.recon_file", "edge.replay", "edge.simulate"},
+    "rich": {"edge.demo", "edge.doctor", "edge.engine_command", "edge.recon_file", "edge.replay", "edge.simulate"},
     "defusedxml": {"edge.header"},
     "threadpoolctl": {"edge.chain", "export.train"},
     "tomli": {"edge.settings"},

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.model import MODEL, RECONSTRUCTION, load_card, open_network
+from edge.backends import ort
+from edge.model import MODEL, RECONSTRUCTION, load_card
+from edge.supply import Supply
 from recon.errors import BackendError, ModelError
 from recon.network import Network
 from recon.scan import CoilMaps
@@ -21,7 +23,7 @@ BACKENDS = ("cpu",)
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def network(request: pytest.FixtureRequest) -> Network:
-    return open_network(RECONSTRUCTION, request.param)
+    return Supply(RECONSTRUCTION, request.param).network()
 
 
 def _inputs(n_y: int = 96, n_x: int = 104, seed: int = 0) -> dict[str, np.ndarray]:
@@ -67,7 +69,7 @@ def test_what_cannot_be_run_raises(network: Network) -> None:
 
 
 def test_a_closed_network_says_so() -> None:
-    network = open_network(RECONSTRUCTION, "cpu")
+    network = ort.open_network(RECONSTRUCTION / MODEL, load_card(RECONSTRUCTION))
     network.close()
     network.close()
     with pytest.raises(BackendError, match="closed"):
@@ -95,13 +97,13 @@ def test_weights_that_are_not_the_cards_are_refused(tmp_path: Path) -> None:
         file.seek(5000)
         file.write(b"\x01\x02\x03")
     with pytest.raises(ModelError, match="not the same weights"):
-        open_network(folder)
+        Supply(folder)
     (folder / "card.json").write_text("{")
     with pytest.raises(ModelError, match="not JSON"):
-        open_network(folder)
+        Supply(folder)
     (folder / "card.json").unlink()
     with pytest.raises(ModelError, match=r"lacks card\.json"):
-        open_network(folder)
+        Supply(folder)
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
@@ -112,6 +114,6 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
     card = json.loads((RECONSTRUCTION / "card.json").read_text())
     (tmp_path / "card.json").write_text(json.dumps({**card, "sha256": hashlib.sha256(content).hexdigest()}))
     with pytest.raises(BackendError, match="cannot open"):
-        open_network(tmp_path)
+        Supply(tmp_path)
     with pytest.raises(BackendError, match="not built in"):
-        open_network(RECONSTRUCTION, "abacus")
+        Supply(RECONSTRUCTION, "abacus")

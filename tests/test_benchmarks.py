@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from benchmarks import durability, intake, peers, speed, stability
+from benchmarks import durability, gpu, intake, peers, speed, stability
 from benchmarks.scores import compare
 
 
@@ -91,3 +91,11 @@ def test_stability_leaves_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (found,) = json.loads((tmp_path / "record.json").read_text())["results"]
     assert [row["acceleration"] for row in found["by_acceleration"]] == list(stability.ACCELERATIONS)
     assert set(found["moved_by_1_percent"]) == set(found["kept_contrast"]) == {"2", "4", "6", "8"}
+
+
+def test_a_machine_without_a_gpu_has_a_reason_in_every_row() -> None:
+    with Progress(disable=True) as progress:
+        rows = gpu.measure(progress, 96, 4, 1)["rows"]
+    assert len(rows) == 5
+    for row in rows:
+        assert ("reason" in row) != (row.get("ssim", 0) > 0.999)

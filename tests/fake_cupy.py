@@ -266,14 +266,17 @@ class _Copy:
 
     def __init__(self, array: ndarray, source: Any) -> None:
         self.is_awaited = False
-        self._array: ndarray | None = array
+        self.is_done = False
+        self._array = weakref.ref(array)
         self._source = source
 
     def run(self) -> None:
-        if self._array is not None:
-            self._array._memory[...] = self._source
-            self._array._coming = None
-        self._array = self._source = None
+        array = self._array()
+        if array is not None and not self.is_done:
+            array._memory[...] = self._source
+            array._coming = None
+        self.is_done = True
+        self._source = None
 
 
 class Event:
@@ -283,7 +286,9 @@ class Event:
         self.copies: list[_Copy] = []
 
     def record(self, stream: Stream | None = None) -> None:
-        self.copies = list((stream or CURRENT).pending)
+        stream = stream or CURRENT
+        stream.pending = [copy for copy in stream.pending if not copy.is_done]
+        self.copies = list(stream.pending)
 
     def synchronize(self) -> None:
         for copy in self.copies:
@@ -308,7 +313,6 @@ class Stream:
 
     def synchronize(self) -> None:
         self.record().synchronize()
-        self.pending.clear()
 
 
 CURRENT = Stream()

@@ -49,6 +49,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
         yield found
 
 
+def is_fake(device: Device) -> bool:
+    """Whether NumPy does the work behind the device's arrays."""
+    return device.name.startswith("Fake")
+
+
 @dataclass(frozen=True)
 class Case:
     """A scan's native k-space, complex64 (slice, coil, ky, x), with what is known of it."""
@@ -134,14 +139,28 @@ def way_of_a_slice(scan: Case, xp: Any) -> dict[str, Array]:
     return {name: to_host(array) for name, array in {**steps, **outer, **images}.items()}
 
 
+OF_A_COIL = ("compressed", "matrix", "maps", "coarse")  # as eigenvectors are: their phase, and weak ones altogether
+PAIRS = ("adjoint", "classical")  # real and imaginary part on axis 1
+
+
+def without_phase(steps: dict[str, Array]) -> dict[str, Array]:
+    """What two libraries must agree on, whose eigenvectors are each right: magnitudes, coils taken together."""
+    kept = {name: array for name, array in steps.items() if name not in OF_A_COIL}
+    kept |= {name: kept[name][:, 0] + 1j * kept[name][:, 1] for name in PAIRS}
+    return {name: np.abs(array) if np.iscomplexobj(array) else array for name, array in kept.items()}
+
+
 @pytest.mark.parametrize("name", ["lattice", "random", "separable"])
 def test_a_slice_comes_out_as_on_the_host(device: Device, name: str) -> None:
     scan = case(name)
     wanted, found = way_of_a_slice(scan, np), way_of_a_slice(scan, device.xp)
+    assert {step: array.dtype for step, array in found.items()} == {step: array.dtype for step, array in wanted.items()}
+    # single precision, through an inverse with a condition number of 1e4 and some 26 steps of conjugate gradients
+    tolerance = 2e-4
+    if not is_fake(device):
+        wanted, found, tolerance = without_phase(wanted), without_phase(found), 1e-3
     for step, array in wanted.items():
-        assert found[step].dtype == array.dtype, step
-        # single precision, through an inverse with a condition number of 1e4 and some 26 steps of conjugate gradients
-        np.testing.assert_allclose(found[step], array, rtol=0, atol=2e-4 * np.abs(array).max(), err_msg=step)
+        np.testing.assert_allclose(found[step], array, rtol=0, atol=tolerance * np.abs(array).max(), err_msg=step)
 
 
 def _stream(device: Device | None, raw_path: Path, folder: Path) -> Array:
@@ -176,9 +195,8 @@ def test_a_network_on_the_host_answers_in_kind(device: Device) -> None:
 
 
 def test_memory_does_not_grow_with_the_slices(device: Device) -> None:
-    is_fake = device.xp.__version__.endswith("(fake)")
-    scan = case("random", n_x=16 if is_fake else 160, n_coils=3 if is_fake else 8)
-    warm_up, n = (3, 12) if is_fake else (5, 200)
+    scan = case("random", n_x=16, n_coils=3) if is_fake(device) else case("random", n_x=160, n_coils=8)
+    warm_up, n = (2, 8) if is_fake(device) else (5, 200)
 
     def run(times: int) -> int:
         for _ in range(times):
@@ -187,6 +205,7 @@ def test_memory_does_not_grow_with_the_slices(device: Device) -> None:
         device.synchronise()
         return device.memory_used()
 
+    run(1)  # imports
     tracemalloc.start()
     try:
         before = run(warm_up)
@@ -195,3 +214,17 @@ def test_memory_does_not_grow_with_the_slices(device: Device) -> None:
         assert tracemalloc.get_traced_memory()[0] - host_before < scan.native.nbytes  # not one slice stays behind
     finally:
         tracemalloc.stop()
+
+
+def test_the_host_is_told_by_name_and_a_device_array_never_goes_by_itself(device: Device) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    there = to_device(array, device.xp)
+    assert array_module(there) is device.xp
+    assert to_device(there, device.xp) is there
+    assert to_host(array) is array
+    np.testing.assert_array_equal(to_host(there), array)
+    np.testing.assert_array_equal(to_device(there, np), array)
+    with pytest.raises(TypeError):
+        np.asarray(there)
+    with pytest.raises(TypeError):
+        there + array

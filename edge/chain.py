@@ -2,20 +2,25 @@
 
 The worker and `scanside recon` both run this, so that a file and a live scan give the same images. What comes out
 depends on the order of the readouts alone, never on when they came: a scan replayed after a crash gives the same bits.
+
+Lines are gathered and whitened on the host, as they come one at a time and are small: a copy of each to a device would
+take longer than its work. A slice's calibration lines and its k-space go to the device that the chain was given, whole;
+everything up to the image is made there, and images come back.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from edge.backends.device import Device
 from edge.clock import StageClock
 from edge.intake import to_acquisition
 from edge.mrd import Readout
@@ -34,7 +39,7 @@ from recon.reconstruct import (
     reconstruct_network,
     sense_coils,
 )
-from recon.scan import Acquisition, Encoding, Geometry, ImageKey, Provenance, Role, Volume
+from recon.scan import Acquisition, Encoding, Geometry, ImageKey, KSpace, Provenance, Role, Volume
 from triage.findings import Findings, not_assessed
 
 CLASSICAL = "classical"
@@ -97,6 +102,7 @@ class Chain:
         method: str = "auto",
         network: Network | None = None,
         no_network: str = "no trained network is installed",
+        device: Device | None = None,
         max_scan_mib: int = 8192,
         on_image: Callable[[SliceImage], None] = lambda image: None,
         may_make: Callable[[ImageKey], bool] = lambda key: True,
@@ -104,6 +110,7 @@ class Chain:
         """Prepare for the scan that `results` names; raises AcquisitionError when nothing could be made of it.
 
         network: what "auto" and "network" use; without one, `no_network` says why not, and "network" fails.
+        device: where slices are reconstructed; None for the host.
         on_image: called with each finished image. may_make: asked before each; False sets the image aside.
         """
         # One thread a matrix product: their number changes the last bits, and on a busy machine two wait for each other
@@ -119,6 +126,7 @@ class Chain:
         self._method = method
         self._network = network if method in ("auto", "network") else None
         self._no_network = no_network
+        self._device = device or Device()
         self._max_bytes = max_scan_mib << 20
         self._on_image = on_image
         self._may_make = may_make
@@ -205,9 +213,25 @@ class Chain:
         n = assembler.n_calibrating(key)
         return n > 0 and self._coils.get(key, (0, None))[0] != n
 
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage; the device's work counts where it was given, not where it is waited for."""
+        with self.clock.stage(name):
+            yield
+            self._device.synchronise()
+
+    def _uploaded(self, kspace: KSpace) -> KSpace:
+        """Return `kspace` with its samples and calibration lines on the device."""
+        upload = self._device.upload
+        calibration = None if kspace.calibration is None else upload(kspace.calibration)
+        return replace(kspace, samples=upload(kspace.samples), calibration=calibration)
+
     def _sense(self, assembler: Assembler, key: ImageKey) -> None:
         n_ky = self._scan.encodings[key.encoding].encoded_matrix.y
-        coils = sense_coils(assembler.calibration(key), n_ky, assembler.n_coils, assembler.has_noise, self.clock.stage)
+        calibration = assembler.calibration(key)
+        if calibration is not None:
+            calibration = self._device.upload(calibration)
+        coils = sense_coils(calibration, n_ky, assembler.n_coils, assembler.has_noise, self._stage)
         self._coils[key] = (assembler.n_calibrating(key), coils)
 
     def _make(self, assembler: Assembler, key: ImageKey, message_end: int) -> None:
@@ -220,9 +244,9 @@ class Chain:
         if self._method != "zero-filled" and (key not in self._coils or self._is_stale(assembler, key)):
             self._sense(assembler, key)
         coils = self._coils.pop(key, (0, None))[1]
-        with self.clock.stage("assemble"):
-            kspace = assembler.kspace(key)
-        classical = reconstruct_classical(kspace, encoding, self._method, coils, self.clock.stage)
+        with self._stage("assemble"):
+            kspace = self._uploaded(assembler.kspace(key))
+        classical = reconstruct_classical(kspace, encoding, self._method, coils, self._stage)
         first = assembler.first_readout(key)
         assembler.discard(key)
         volume = volume_key(key)
@@ -271,7 +295,7 @@ class Chain:
         assert self._network is not None
         assert classical.start is not None
         try:
-            return reconstruct_network(self._network, classical.start, encoding, self.clock.stage), ""
+            return reconstruct_network(self._network, classical.start, encoding, self._stage), ""
         except BackendError as error:
             if self._method == "network":
                 raise

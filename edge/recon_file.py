@@ -103,7 +103,8 @@ def reconstruct_file(
                 raise
             no_network = str(error)
     network = None if supply is None else supply.network()
-    chain = Chain(Results(folder, scan, exam), method=method, network=network, no_network=no_network)
+    device = None if supply is None else supply.arrays
+    chain = Chain(Results(folder, scan, exam), method=method, network=network, no_network=no_network, device=device)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edge.backends.device import Device, open_device
 from edge.engines import Build, Engine, EngineCache
 from edge.model import RECONSTRUCTION, load_card, model_file
 from recon.arrays import Array
@@ -92,7 +93,10 @@ class Supply:
                 self._try(kind, insists=backend != "auto")
         if self._base is None and self._device is None:
             raise BackendError("; ".join(each.why_not for each in self.tried))
+        self.arrays: Device | None = None  # where slices are made ready for it; None: on the host
         if self._device is not None:
+            with suppress(BackendError):
+                self.arrays = open_device("cuda")
             self._open_engines()
 
     @property

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from edge.backends.device import Device
 from edge.chain import Chain, SliceImage
 from edge.crash import log_crashes
 from edge.header import read_header
@@ -68,6 +69,7 @@ class OpenScan:
         settings: dict[str, Any],
         network: Network | None,
         no_network: str,
+        device: Device | None,
     ) -> None:
         self.scan_id: str = order["scan_id"]
         self.ending: str | None = None
@@ -75,7 +77,7 @@ class OpenScan:
         self._order = order
         self._reports = reports
         self._settings = settings
-        self._network, self._no_network = network, no_network
+        self._network, self._no_network, self._device = network, no_network, device
         self._limits = Limits(**settings["limits"])
         self._reader = SpoolReader(Path(order["spool"]), self._limits)
         self._set_aside = frozenset(order["set_aside"])
@@ -126,6 +128,7 @@ class OpenScan:
             method=self._settings["method"],
             network=self._network,
             no_network=self._no_network,
+            device=self._device,
             max_scan_mib=self._settings["max_scan_mib"],
             on_image=self._send_image,
             may_make=self._may_make,
@@ -266,7 +269,8 @@ class Worker:
         scan_id = order["scan_id"]
         if order["do"] == "open":
             network = None if self._supply is None else self._supply.network()
-            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, network, self._no_network)
+            device = None if self._supply is None else self._supply.arrays
+            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, network, self._no_network, device)
             self._ring.append(scan_id)
         elif order["do"] == "close" and scan_id in self._scans:
             self._scans[scan_id].ending = order["ending"]

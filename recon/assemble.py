@@ -1,7 +1,8 @@
 """Readouts to k-space: where each line belongs, what it is for, and when an image has all of its lines.
 
 What can be done as lines arrive is done then: the readout transform, the removal of readout oversampling, averaging and
-the statistics of the noise.
+the statistics of the noise. All of it is on the host: readouts come one at a time and are small, so that sending each
+to a device would take longer than the work. What was assembled may go there, slice by slice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from recon.arrays import Array
 from recon.errors import AcquisitionError, ShapeError
 from recon.fourier import resize_centred, to_image, to_kspace
-from recon.noise import EdgeLevel, NoiseCovariance, whitening_matrix
+from recon.noise import EdgeLevel, NoiseCovariance, whiten, whitening_matrix
 from recon.placement import check_encoding, image_columns, place_readout, place_step
 from recon.scan import Acquisition, Encoding, ImageKey, KSpace, Role, Scan
 
@@ -192,7 +193,7 @@ class Assembler:
         for kz, ky in block.places():
             out[kz, :, ky - block.ky[0]] = next(each for each in sources if (kz, ky) in each.sums).mean((kz, ky))
         if covariance is not None:
-            out = np.einsum("vc,scyx->svyx", whitening_matrix(covariance), out, optimize=True)
+            out = whiten(out, whitening_matrix(covariance))
         if len(out) > 1:
             out = to_image(out, axes=(0,))
         return _match_field_of_view(out, grid, self.scan.encodings[key.encoding])

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+from scipy import fft
 
 from recon.arrays import Array, array_module
 
 
+def fft_module(array: Array) -> ModuleType:
+    """Return what transforms `array` in its own precision: scipy.fft, or cupyx.scipy.fft for an array on a device."""
+    module: ModuleType = fft  # keeps complex64, unlike numpy before 2.0, and is faster
+    if array_module(array) is not np:
+        from cupyx.scipy import fft as device_fft
+
+        module = device_fft
+    return module
+
+
 def _transform(array: Array, axes: Sequence[int], inverse: bool) -> Array:
-    xp = array_module(array)
-    if xp.__name__ == "numpy":
-        from scipy import fft  # keeps complex64, unlike numpy before 2.0, and is faster
-    else:
-        fft = xp.fft
-    axes = tuple(axes)
-    step = fft.ifftn if inverse else fft.fftn
-    return fft.fftshift(step(fft.ifftshift(array, axes=axes), axes=axes, norm="ortho"), axes=axes)
+    module, axes = fft_module(array), tuple(axes)
+    step = module.ifftn if inverse else module.fftn
+    return module.fftshift(step(module.ifftshift(array, axes=axes), axes=axes, norm="ortho"), axes=axes)
 
 
 def to_image(kspace: Array, axes: Sequence[int]) -> Array:

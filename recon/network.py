@@ -54,7 +54,7 @@ class Network(Protocol):
     backend: str  # what runs it, in words: "onnxruntime 1.23 CPU"
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return fresh arrays by name for inputs by name; raise BackendError."""
+        """Return fresh arrays by name for inputs by name, of the inputs' module (NumPy or CuPy); raise BackendError."""
 
     def close(self) -> None:
         """Give back the memory; a second call does nothing."""

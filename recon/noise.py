@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recon.arrays import Array
+from recon.arrays import Array, array_module
 from recon.errors import AcquisitionError, ShapeError
 
 _EIGENVALUE_FLOOR = 1e-3  # of the median: a dead channel is left quiet, not blown up
@@ -29,6 +29,7 @@ class NoiseCovariance:
     def add(self, samples: Array, sample_time_us: float) -> None:
         """Gather one noise readout, complex64 (coil, sample), taken with a dwell time of `sample_time_us` (0: unknown).
 
+        The samples are on the host.
         Raises ShapeError when the number of channels changes.
         """
         samples = np.asarray(samples, np.complex128)
@@ -66,7 +67,7 @@ def _known(sample_time_us: float) -> float:
 def whitening_matrix(covariance: Array) -> Array:
     """Return complex64 (coil, coil) W with W C Wᴴ = 1, lower triangular where C is well conditioned.
 
-    covariance: complex (coil, coil), Hermitian. Eigenvalues below 0.1 % of their median are raised to it.
+    covariance: complex (coil, coil) on the host, Hermitian. Eigenvalues below 0.1 % of their median are raised to it.
     Raises AcquisitionError where it holds no finite positive variance.
     Source: Pruessmann et al., MRM 46:638 (2001), §"noise decorrelation".
     """
@@ -78,6 +79,15 @@ def whitening_matrix(covariance: Array) -> Array:
     if values[0] < floor:
         covariance = (vectors * np.maximum(values, floor)) @ vectors.conj().T
     return np.linalg.inv(np.linalg.cholesky(covariance)).astype(np.complex64)
+
+
+def whiten(samples: Array, matrix: Array) -> Array:
+    """Return `samples`, complex64 (slice, coil, ky, x), with white noise: complex64, a new array of their module.
+
+    matrix: complex64 (coil, coil) from `whitening_matrix`, on the host; it is moved to where the samples are.
+    """
+    xp = array_module(samples)
+    return xp.einsum("vc,scyx->svyx", xp.asarray(matrix), samples, optimize=True)
 
 
 class EdgeLevel:

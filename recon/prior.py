@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
-from recon.arrays import Array, array_module, closed
+from recon.arrays import Array, array_module, closed, to_device, to_host
 from recon.errors import ShapeError
 from recon.fourier import to_image, to_kspace
 from recon.scan import KSpace
@@ -109,28 +109,29 @@ def _blur(xp: ModuleType, n: int) -> Array:
 def _spectrum(kspace: KSpace, band: int) -> Array:
     """Return the share of power at each line, mean 1 outside `band`, from the lines that were measured.
 
-    It is taken to depend on the distance from the centre alone and to be smooth in it.
+    It is taken to depend on the distance from the centre alone and to be smooth in it. From the energy of a line on
+    these are a few numbers, worked out on the host: on a device each step would cost a launch and some a wait.
     """
-    xp = array_module(kspace.samples)
     n_slices, _, n_y, _ = kspace.samples.shape
-    averages = xp.asarray(kspace.averages, xp.float32)
-    energy = _energy(kspace.samples).mean((1, 3)) - 1 / xp.maximum(averages, 1)  # without the noise
-    ky = xp.abs(xp.arange(n_y) - n_y // 2).astype(xp.float32)
+    averages = np.asarray(kspace.averages, np.float32)
+    energy = to_host(_energy(kspace.samples).mean((1, 3))) - 1 / np.maximum(averages, 1)  # without the noise
+    ky = np.abs(np.arange(n_y) - n_y // 2).astype(np.float32)
     if kspace.slice_encoded:
-        kz = (xp.arange(n_slices) - n_slices // 2) * (n_y / n_slices)
-        distance = xp.sqrt(kz[:, None] ** 2 + ky**2).astype(xp.float32)
+        kz = (np.arange(n_slices) - n_slices // 2) * (n_y / n_slices)
+        distance = np.sqrt(kz[:, None] ** 2 + ky**2).astype(np.float32)
     else:
-        distance = xp.broadcast_to(ky, (n_slices, n_y))
+        distance = np.broadcast_to(ky, (n_slices, n_y))
     # one bin a line's width, then a smooth curve through the bins that hold measured lines
     n_bins = int(distance.max()) + 2
-    bins = xp.rint(distance).astype(int)[averages > 0]
-    count = xp.bincount(bins, minlength=n_bins)
-    mean = xp.bincount(bins, weights=energy[averages > 0], minlength=n_bins) / xp.maximum(count, 1)
-    known = xp.flatnonzero(count)
-    radius = xp.arange(n_bins)
-    weight = xp.exp(-0.5 * ((radius[:, None] - known[None]) / (2 + 0.1 * radius[:, None])) ** 2)
+    bins = np.rint(distance).astype(int)[averages > 0]
+    count = np.bincount(bins, minlength=n_bins)
+    mean = np.bincount(bins, weights=energy[averages > 0], minlength=n_bins) / np.maximum(count, 1)
+    known = np.flatnonzero(count)
+    radius = np.arange(n_bins)
+    weight = np.exp(-0.5 * ((radius[:, None] - known[None]) / (2 + 0.1 * radius[:, None])) ** 2)
     weight += 1e-12  # beyond the last measured line (partial Fourier) the curve goes on level
-    curve = (weight @ xp.maximum(mean[known], 0.02)) / weight.sum(1)
-    share = xp.interp(distance, radius, curve) if kspace.slice_encoded else curve[xp.rint(ky).astype(int)]
+    curve = (weight @ np.maximum(mean[known], 0.02)) / weight.sum(1)
+    share = np.interp(distance, radius, curve) if kspace.slice_encoded else curve[np.rint(ky).astype(int)]
     outside = (distance if kspace.slice_encoded else ky) > band // 2
-    return xp.maximum(share / share[outside].mean(), SPECTRUM_FLOOR).astype(xp.float32)
+    spectrum = np.maximum(share / share[outside].mean(), SPECTRUM_FLOOR).astype(np.float32)
+    return to_device(spectrum, array_module(kspace.samples))

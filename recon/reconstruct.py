@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recon.arrays import Array, closed
+from recon.arrays import Array, array_module, closed, to_host
 from recon.coils import estimate_maps
 from recon.compress import MAX_VIRTUAL, choose_n_virtual, compress, compression_matrix
 from recon.errors import AcquisitionError
@@ -41,7 +41,8 @@ def unmarked(_: str) -> AbstractContextManager[None]:
 class Sensitivities:
     """What calibration lines tell of the receiver: how to compress its coils, and the maps of the virtual ones.
 
-    matrix: complex64 (virtual coil, coil). maps: of the virtual coils, or None where none could be had; then `reason`.
+    matrix: complex64 (virtual coil, coil), of the maps' module (NumPy or CuPy). maps: of the virtual coils, or None
+    where none could be had; then `reason`, and the matrix leaves the coils as they are.
     """
 
     matrix: Array
@@ -51,7 +52,7 @@ class Sensitivities:
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One reconstructed image key: float32 (slice, y, x) magnitude in native units, and how it was made.
+    """One reconstructed image key: float32 (slice, y, x) magnitude in native units on the host, and how it was made.
 
     model_sha256 and backend are "" where no network was used.
     """
@@ -72,6 +73,7 @@ class Start:
 
     kspace: in virtual coils. maps: of those. image: complex64 (slice, y, x), the classical solution, in units of the
     noise. native: float32 (slice, y, x), native units per unit of the noise at each place. steps: how it came to be.
+    All arrays are of one module (NumPy or CuPy).
     """
 
     kspace: KSpace
@@ -104,7 +106,7 @@ def sense_coils(
             n_virtual = choose_n_virtual(calibration) if is_whitened else min(n_coils, MAX_VIRTUAL)
             matrix = compression_matrix(calibration, n_virtual)
             if not is_whitened:
-                calibration = calibration * (_FAR_ABOVE_NOISE / np.abs(calibration).max())
+                calibration = calibration * (_FAR_ABOVE_NOISE / array_module(calibration).abs(calibration).max())
             calibration = compress(calibration, matrix)
         with stage("maps"):
             return Sensitivities(matrix, estimate_maps(calibration, n_ky))
@@ -124,6 +126,7 @@ def reconstruct_classical(
     method: "sense" and "network" insist on coil maps, "auto" takes root-sum-of-squares where there are none,
         "zero-filled" combines the measured lines alone.
     sensitivities: from `sense_coils` of the same calibration lines, if they were worked out while lines still arrived.
+    All arrays are of one module (NumPy or CuPy), which the work follows; the image is brought to the host.
     Raises AcquisitionError where `method` cannot serve this k-space.
     """
     n_coils, n_ky = kspace.samples.shape[1:3]
@@ -156,7 +159,7 @@ def reconstruct_classical(
     with stage("classical"):
         image = cg_sense(compressed, coils.maps)
         native = _native_sensitivity(kspace, coils)
-        magnitude = np.abs(to_recon_grid(image * native, encoding))
+        magnitude = _magnitude(image * native, encoding)
     steps += ["ESPIRiT coil maps", "regularised CG-SENSE"]
     start = Start(compressed, coils.maps, image, native, tuple(steps))
     return Classical(Image(magnitude, "sense", start.steps), start)
@@ -170,28 +173,34 @@ def network_refusal(network: Network, start: Start) -> str:
 def reconstruct_network(network: Network, start: Start, encoding: Encoding, stage: Stage = unmarked) -> Image:
     """Return the network's image of the scan that `start` is of, for which `network_refusal` has no objection.
 
-    Raises BackendError where the network's run fails.
+    It is brought to the host. Raises BackendError where the network's run fails.
     """
     with stage("network"):
         image = reconstruct_unrolled(network, start.kspace, start.maps, start.image)
-        magnitude = np.abs(to_recon_grid(image * start.native, encoding))
+        magnitude = _magnitude(image * start.native, encoding)
     card = network.card
     steps = (*start.steps, f"unrolled network {card.name} {card.version} with data consistency")
     return Image(magnitude, "network", steps, card.sha256, network.backend)
 
 
+def _magnitude(image: Array, encoding: Encoding) -> Array:
+    """Return the magnitude of `image`, complex (slice, y, x), on the grid that is wanted: float32, on the host."""
+    return to_host(array_module(image).abs(to_recon_grid(image, encoding)))
+
+
 def _combined(kspace: KSpace, encoding: Encoding) -> Array:
-    """Root-sum-of-squares in native units, float32 (slice, y, x), one coil at a time to bound memory."""
+    """Root-sum-of-squares in native units, float32 (slice, y, x) on the host, one coil at a time to bound memory."""
+    xp = array_module(kspace.samples)
     axes = (0, 1) if kspace.slice_encoded else (1,)
     power: Array = np.float32(0)
-    for weights in _to_native(kspace):
-        samples = np.tensordot(weights, kspace.samples, axes=(0, 1))
-        power = power + np.abs(to_recon_grid(to_image(samples, axes), encoding)) ** 2
-    return np.sqrt(power)
+    for weights in xp.asarray(_to_native(kspace)):
+        samples = xp.tensordot(weights, kspace.samples, axes=(0, 1))
+        power = power + xp.abs(to_recon_grid(to_image(samples, axes), encoding)) ** 2
+    return to_host(xp.sqrt(power))
 
 
 def _to_native(kspace: KSpace) -> Array:
-    """complex64 (coil, whitened coil): whitened samples to the receiver's own units."""
+    """complex64 (coil, whitened coil) on the host: whitened samples to the receiver's own units."""
     if kspace.to_native is not None:
         return kspace.to_native
     return np.eye(kspace.samples.shape[1], dtype=np.complex64) * np.float32(kspace.noise_scale)
@@ -203,7 +212,8 @@ def _native_sensitivity(kspace: KSpace, coils: Sensitivities) -> Array:
     The maps describe whitened coils; without this the image would be shaded by how noisy the coils near a place are.
     """
     assert coils.maps is not None
-    back = _to_native(kspace) @ coils.matrix.conj().T
     maps = coils.maps.maps
-    power = np.einsum("svyx,svyx->syx", maps.conj(), np.einsum("vw,swyx->svyx", back.conj().T @ back, maps)).real
-    return np.sqrt(np.maximum(power, 0)).astype(np.float32)
+    xp = array_module(maps)
+    back = xp.asarray(_to_native(kspace)) @ coils.matrix.conj().T
+    power = xp.einsum("svyx,svyx->syx", maps.conj(), xp.einsum("vw,swyx->svyx", back.conj().T @ back, maps)).real
+    return xp.sqrt(xp.maximum(power, 0)).astype(xp.float32)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
-from recon.arrays import Array
+from recon.arrays import Array, array_module, to_device
 from recon.errors import AcquisitionError
 from recon.fourier import resize_centred, to_image
 
@@ -24,6 +25,9 @@ class Sampling:
     rows: float32 (2 ky, 2 coarse y): real form of the weighted rows of the Fourier matrix of all other lines.
     resample: float32 (coarse y, padded y): takes an image to the grid on which those lines see it; its transpose back.
     averages: float32 (ky). on_lattice, extra: which lines belong to which part, bool (ky).
+
+    rows and resample are of the images' module (NumPy or CuPy); the others, one number a line or alias, stay on the
+    host.
     """
 
     lattice: Array
@@ -40,24 +44,27 @@ class Sampling:
             return maps
         place = (np.arange(n_coarse) - n_coarse // 2) * (n_y / n_coarse) + n_y // 2
         left = np.floor(place).astype(int)
-        part = (place - left).astype(np.float32)[:, None]
-        return maps[:, :, left] * (1 - part) + maps[:, :, np.minimum(left + 1, n_y - 1)] * part
+        xp = array_module(maps)
+        part = xp.asarray((place - left).astype(np.float32)[:, None])
+        right = xp.asarray(np.minimum(left + 1, n_y - 1))
+        return maps[:, :, xp.asarray(left)] * (1 - part) + maps[:, :, right] * part
 
     def alias_matrices(self, maps: Array, power: Array) -> Array:
         """Return Aᴴ W A of the lattice between aliases, float32 (slice, 2, R, R, y / R, x); R² times 0 for no lattice.
 
         maps: complex64 (slice, coil, y, x). power: float32 (slice, y, x), the sum of their abs² over coils.
         """
+        xp = array_module(maps)
         n_slices, n_coils, n_y, n_x = maps.shape
         n = len(self.lattice)
-        out = np.zeros((n_slices, 2, n, n, padded(n_y) // n, n_x), np.float32)
+        out = xp.zeros((n_slices, 2, n, n, padded(n_y) // n, n_x), xp.float32)
         if not self.lattice.any():
             return out
         split = maps.reshape(n_slices, n_coils, n, -1, n_x)
         for a in range(n):
             out[:, 0, a, a] = abs(self.lattice[a]) ** 2 * power.reshape(n_slices, n, -1, n_x)[:, a]
             for b in range(a + 1, n):
-                product = np.einsum("scyx,scyx->syx", split[:, :, a].conj(), split[:, :, b])
+                product = xp.einsum("scyx,scyx->syx", split[:, :, a].conj(), split[:, :, b])
                 product *= self.lattice[a].conj() * self.lattice[b]
                 out[:, 0, a, b] = out[:, 0, b, a] = product.real
                 out[:, 1, a, b] = product.imag
@@ -69,22 +76,26 @@ class Sampling:
 
         samples, maps: complex64 (slice, coil, ky, x). coarse: of `coarse_maps`.
         """
+        xp = array_module(samples)
         n_y, n_coarse = samples.shape[2], len(self.resample)
         start = self.resample.shape[1] // 2 - n_y // 2
-        out = np.zeros((len(maps), n_y, maps.shape[3]), np.complex64)
+        out = xp.zeros((len(maps), n_y, maps.shape[3]), xp.complex64)
         if self.on_lattice.any():
-            lines = samples * np.where(self.on_lattice, self.averages, 0)[:, None]
+            lines = samples * xp.asarray(np.where(self.on_lattice, self.averages, 0))[:, None]
             out += (maps.conj() * to_image(lines, (2,))).sum(1)
         if self.extra.any():
-            lines = resize_centred(samples * np.where(self.extra, self.averages, 0)[:, None], 2, n_coarse)
+            weights = xp.asarray(np.where(self.extra, self.averages, 0))
+            lines = resize_centred(samples * weights[:, None], 2, n_coarse)
             seen = (coarse.conj() * to_image(lines, (2,))).sum(1)
             back = self.resample[:, start : start + n_y].T @ seen
             out += back * ((maps.real**2 + maps.imag**2).sum(1) > 0.25)
         return out
 
 
-def describe_sampling(averages: Array, may_fold: bool = True) -> Sampling:
+def describe_sampling(averages: Array, may_fold: bool = True, xp: ModuleType = np) -> Sampling:
     """Return the sampling of lines with `averages` (ky); images are padded along y to a multiple of `GRID`.
+
+    averages: on the host. xp: the module of the images (numpy or cupy).
 
     A lattice of lines with equal averages, which divides the grid, becomes a folding of aliases if it `may_fold`. Lines
     beside it that lie around the centre see the image through smooth coils: frequencies more than `MARGIN` / 2 beyond
@@ -107,11 +118,12 @@ def describe_sampling(averages: Array, may_fold: bool = True) -> Sampling:
     waves = np.exp(-2j * np.pi / n_coarse * np.outer(places, np.arange(n_coarse) - n_coarse // 2))
     rows = np.zeros((max(len(places), 1), n_coarse), complex)
     rows[: len(places)] = weights[extra, None] * waves / np.sqrt(n_coarse)
-    return Sampling(lattice, real_form(rows), _resampling(n_coarse, n_y, n_padded), averages, on_lattice, extra)
+    resample = to_device(_resampling(n_coarse, n_y, n_padded), xp)
+    return Sampling(lattice, to_device(real_form(rows), xp), resample, averages, on_lattice, extra)
 
 
 def separate(averages: Array) -> tuple[Array, Array]:
-    """Return (kz) and (ky) whose product is `averages` (kz, ky), the first of 0 and 1.
+    """Return (kz) and (ky) whose product is `averages` (kz, ky), the first of 0 and 1; all on the host.
 
     Raises AcquisitionError where the lines measured along ky are not the same for every kz that was measured.
     """
@@ -130,7 +142,7 @@ def padded(n: int) -> int:
 
 
 def real_form(matrix: Array) -> Array:
-    """Return the real form [[Re, -Im], [Im, Re]] of a complex matrix, float32."""
+    """Return the real form [[Re, -Im], [Im, Re]] of a complex matrix on the host, float32."""
     return np.block([[matrix.real, -matrix.imag], [matrix.imag, matrix.real]]).astype(np.float32)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recon.arrays import Array, closed
+from recon.arrays import Array, closed, to_host
 from recon.errors import AcquisitionError, ShapeError
 
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -239,13 +239,15 @@ class KSpace:
 
     samples: complex64 (slice, coil, ky, x), noise variance 1 a coil sample before averaging; 0 where not measured.
         For a scan whose second phase encoding is undersampled the first axis is kz (`slice_encoded`).
-    averages: uint16 (slice, ky), how many readouts were averaged into each line; 0 where not measured.
+    averages: uint16 (slice, ky), how many readouts were averaged into each line; 0 where not measured. On the host,
+        as NumPy, wherever `samples` are: it decides which lines are worked on, and is small.
     calibration: complex64 (slice, coil, ky, x), the contiguous block of lines around the centre of k-space that were
         all measured (its own centre at n // 2), in the units of `samples`; z already resolved for a 3-D scan. None
         where there are too few such lines to calibrate on.
     noise_scale: native units of the receiver per unit of noise standard deviation.
     noise_is_measured: False where the level was estimated from the outermost samples.
-    to_native: complex64 (coil, coil) that undoes the whitening; None where that is `noise_scale` alone.
+    to_native: complex64 (coil, coil) that undoes the whitening, on the host; None where that is `noise_scale` alone.
+    samples and calibration are of one module, NumPy or CuPy; what is made of them follows it.
     """
 
     samples: Array
@@ -264,14 +266,15 @@ class KSpace:
             raise ShapeError("averages", self.averages.shape, (n_slices, n_ky))
         if self.calibration is not None and self.calibration.ndim != 4:
             raise ShapeError("calibration", self.calibration.shape, ("slice", "coil", "ky", "x"))
-        for name in ("samples", "averages", "calibration"):
+        object.__setattr__(self, "averages", closed(to_host(self.averages)))
+        for name in ("samples", "calibration"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, closed(value))
 
     @property
     def measured(self) -> Array:
-        """Bool (slice, ky): which lines were measured."""
+        """Bool (slice, ky) on the host: which lines were measured."""
         return self.averages > 0
 
 

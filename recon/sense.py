@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import numpy as np
 
 from recon.arrays import Array, array_module
 from recon.errors import ShapeError
-from recon.fourier import resize_centred, to_image, to_kspace
+from recon.fourier import fft_module, resize_centred, to_image, to_kspace
 from recon.prior import SignalPrior, learn_prior
 from recon.scan import CoilMaps, KSpace
 
@@ -99,7 +98,7 @@ def keep_measured(kspace: KSpace, maps: CoilMaps, image: Array) -> Array:
     xp = array_module(image)
     axes = _phase_axes(kspace)
     predicted = to_kspace(maps.maps * image[:, None], axes)
-    lines = xp.where(kspace.measured[:, None, :, None], kspace.samples, predicted)
+    lines = xp.where(xp.asarray(kspace.measured)[:, None, :, None], kspace.samples, predicted)
     return (maps.maps.conj() * to_image(lines, axes)).sum(1)
 
 
@@ -126,35 +125,24 @@ class SenseOperator:
 
     def forward(self, image: Array) -> Array:
         """Return W½ F S image, complex64 (coil, x, *phase), from an image (x, *phase)."""
-        fft = _fft(image)
+        fft = fft_module(image)
         root = array_module(image).sqrt(self.weights)
         return root * fft.fftn(self.maps * image[None], axes=self.axes, norm="ortho")
 
     def adjoint(self, samples: Array) -> Array:
         """Return Sᴴ Fᴴ W½ samples, complex64 (x, *phase), from weighted samples (coil, x, *phase)."""
         root = array_module(samples).sqrt(self.weights)
-        coils = _fft(samples).ifftn(root * samples, axes=self.axes, norm="ortho")
+        coils = fft_module(samples).ifftn(root * samples, axes=self.axes, norm="ortho")
         return (self.conjugate * coils).sum(0)
 
     def normal(self, image: Array) -> Array:
         """Return Sᴴ Fᴴ W F S image, complex64 (x, *phase): `adjoint` of `forward`, with one product by the weights."""
-        fft = _fft(image)
+        fft = fft_module(image)
         lines = fft.fftn(self.maps * image[None], axes=self.axes)
         lines *= self.weights
         coils = fft.ifftn(lines, axes=self.axes)
         coils *= self.conjugate
         return coils.sum(0)
-
-
-def _fft(array: Array) -> ModuleType:
-    xp = array_module(array)
-    if xp is np:
-        from scipy import fft  # keeps complex64, unlike numpy before 2.0
-
-        module: ModuleType = fft
-        return module
-    module = xp.fft
-    return module
 
 
 def _phase_axes(kspace: KSpace) -> tuple[int, ...]:
@@ -231,7 +219,7 @@ class _Problem:
     sharpness: Array
 
     def normal(self, image: Array) -> Array:
-        fft, axes = _fft(image), tuple(range(1, image.ndim))
+        fft, axes = fft_module(image), tuple(range(1, image.ndim))
         detail = fft.ifftn(self.sharpness * fft.fftn(self.spread * image, axes=axes), axes=axes)
         return self.encoding.normal(image) + self.spread * detail
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recon.arrays import Array
+from recon.arrays import Array, array_module, to_host
 from recon.errors import AcquisitionError, ModelError, ShapeError
 from recon.fourier import to_image
 from recon.network import Network, TrainedRange
@@ -111,10 +111,12 @@ def reconstruct_unrolled(network: Network, kspace: KSpace, maps: CoilMaps, class
 
     kspace: within the network's trained range (`refusal`); its slices go through the network a few at a time. maps: on
     the same grid. classical: the image of `recon.sense.cg_sense`, complex64 (slice, y, x), to start from.
+    All are of one module (NumPy or CuPy), which the network's inputs and the image follow.
     Doubling samples and noise doubles the image. Raises ShapeError if the grids differ; BackendError from the network.
     """
     batches = prepare_batches(kspace, maps, classical)
-    planes = np.concatenate([unprepare(network.run(each.inputs)["image"], each) for each in batches])
+    parts = [unprepare(network.run(each.inputs)["image"], each) for each in batches]
+    planes = array_module(classical).concatenate(parts)
     return keep_measured(kspace, maps, planes.transpose(2, 1, 0).copy() if kspace.slice_encoded else planes)
 
 
@@ -136,7 +138,8 @@ def run_on_nothing(network: Network) -> None:
 class Prepared:
     """A network's inputs for planes that share their sampling, and what turns its output back.
 
-    A plane is a slice (y, x), or for a 3-D scan that is undersampled along z a cut (y, z) at one x. All are float32:
+    A plane is a slice (y, x), or for a 3-D scan that is undersampled along z a cut (y, z) at one x. All are float32, of
+    the module of the k-space that they were made of (NumPy or CuPy):
     adjoint (plane, 2, y, x): Aᴴ W of the measured lines, real and imaginary.
     classical (plane, 2, y, x): the image to start from.
     aliases (plane, 2, R, R, y / R · x): Aᴴ W A of the lattice between the R voxels that fold onto each other.
@@ -173,24 +176,26 @@ def prepare_batches(
     if classical.shape != (n_slices, n_lines, n_columns):
         raise ShapeError("classical image", classical.shape, (n_slices, n_lines, n_columns))
     _phase_lines(kspace)
+    xp = array_module(classical)
     variance = learn_prior(kspace, classical).variance
     if kspace.slice_encoded:
         along_z, along_y = separate(kspace.averages)
-        sampling = describe_sampling(along_y, may_fold=False)
+        sampling = describe_sampling(along_y, may_fold=False, xp=xp)
         missing = _missing(along_z)
         share = float((along_y > 0).mean() * (along_z > 0).mean())
-        weighted = kspace.samples * np.asarray(kspace.averages, np.float32)[:, None, :, None]
+        weighted = kspace.samples * xp.asarray(kspace.averages, xp.float32)[:, None, :, None]
         adjoint = (maps.maps.conj() * to_image(weighted, (0, 2))).sum(1).transpose(2, 1, 0)
         classical, variance = classical.transpose(2, 1, 0), variance.transpose(2, 1, 0)
         planes = maps.maps.transpose(3, 1, 2, 0)
         levels = np.full(n_columns, noise_level(kspace.samples.reshape(1, -1, n_columns), kspace.noise_is_measured))
     else:
-        sampling = describe_sampling(kspace.averages[0])
+        sampling = describe_sampling(kspace.averages[0], xp=xp)
         missing = np.zeros((2, 2 * padded(n_columns)), np.float32)
         share = float(kspace.measured[0].mean())
         adjoint = None
         planes = maps.maps
         levels = np.array([noise_level(each, kspace.noise_is_measured) for each in kspace.samples])
+    missing, levels = xp.asarray(missing), xp.asarray(levels)
     n_planes, _, n_y, n_x = planes.shape
     step = n_planes if voxels is None else max(1, voxels // (padded(n_y) * padded(n_x)))
     for start in range(0, n_planes, step):
@@ -213,11 +218,12 @@ class _Known(NamedTuple):
 def _prepare_planes(
     adjoint: Array, maps: Array, coarse: Array, sampling: Sampling, missing: Array, known: _Known
 ) -> Prepared:
+    xp = array_module(maps)
     n_planes, _, n_y, n_x = maps.shape
-    peaks = np.percentile(np.abs(known.classical).reshape(n_planes, -1), PEAK_PERCENTILE, axis=1)
-    scale = np.maximum(peaks, MIN_PEAK_SIGMA * known.levels).astype(np.float32)
-    sigma = np.clip(known.levels / scale, *SIGMA_RANGE).astype(np.float32)
-    variance = np.clip(known.variance / known.levels[:, None, None] ** 2, *VARIANCE_RANGE).astype(np.float32)
+    peaks = xp.percentile(xp.abs(known.classical).reshape(n_planes, -1), PEAK_PERCENTILE, axis=1)
+    scale = xp.maximum(peaks, MIN_PEAK_SIGMA * known.levels).astype(xp.float32)
+    sigma = xp.clip(known.levels / scale, *SIGMA_RANGE).astype(xp.float32)
+    variance = xp.clip(known.variance / known.levels[:, None, None] ** 2, *VARIANCE_RANGE).astype(xp.float32)
     power = (maps.real**2 + maps.imag**2).sum(1)
     n_aliases = len(sampling.lattice)
     aliases = _pad(sampling.alias_matrices(maps, power), (5,))
@@ -225,25 +231,26 @@ def _prepare_planes(
         "adjoint": _pad(_pairs(adjoint / scale[:, None, None]), (2, 3)),
         "classical": _pad(_pairs(known.classical / scale[:, None, None]), (2, 3)),
         "aliases": aliases.reshape(n_planes, 2, n_aliases, n_aliases, -1),
-        "support": _pad((power > 0.25).astype(np.float32)[:, None], (2, 3)),
+        "support": _pad((power > 0.25).astype(xp.float32)[:, None], (2, 3)),
         "coarse": _pad(_pairs(coarse.transpose(0, 2, 1, 3)), (4,)),
         "rows": sampling.rows,
         "resample": sampling.resample,
         "missing": missing,
         "variance": _pad(variance[:, None], (2, 3), 1),
         "sigma": sigma.reshape(-1, 1, 1, 1),
-        "measured": np.full((n_planes, 1, 1, 1), known.share, np.float32),
+        "measured": xp.full((n_planes, 1, 1, 1), known.share, xp.float32),
     }
     return Prepared(inputs, scale, (n_y, n_x))
 
 
 def unprepare(image: Array, prepared: Prepared) -> Array:
     """Return the network's image, float32 (plane, 2, y, x), as complex64 (plane, y, x) in the units of `KSpace`."""
+    xp = array_module(image)
     n_y, n_x = prepared.shape
     y = padded(n_y) // 2 - n_y // 2
     x = padded(n_x) // 2 - n_x // 2
     part = image[:, :, y : y + n_y, x : x + n_x]
-    out = np.empty((len(part), n_y, n_x), np.complex64)
+    out = xp.empty((len(part), n_y, n_x), xp.complex64)
     out.real, out.imag = part[:, 0], part[:, 1]
     return out * prepared.scale[:, None, None]
 
@@ -257,14 +264,14 @@ def noise_level(samples: Array, is_measured: bool) -> float:
     lines = samples[:, samples.any((0, 2))]
     if is_measured or not lines.size:
         return 1.0
-    columns = (lines.real**2 + lines.imag**2).mean((0, 1))
+    columns = to_host((lines.real**2 + lines.imag**2).mean((0, 1)))  # few numbers: the rest is the host's
     columns = columns[columns > 0]
     smooth = np.convolve(columns, np.ones(3) / 3, mode="valid") if len(columns) > 8 else columns
     return float(np.clip(np.sqrt(np.percentile(smooth, 4)), 1e-3, 1))
 
 
 def _missing(along_z: Array) -> Array:
-    """Return the real form of the Fourier rows that were not measured along z, float32 (2 kz, 2 padded z)."""
+    """Return the real form of the Fourier rows not measured along z, float32 (2 kz, 2 padded z), on the host."""
     n = len(along_z)
     lines = np.flatnonzero(along_z == 0) - n // 2
     rows = np.zeros((max(len(lines), 1), padded(n)), complex)
@@ -277,17 +284,19 @@ def _missing(along_z: Array) -> Array:
 
 def _pairs(array: Array) -> Array:
     """Return a complex array (plane, …) as float32 (plane, 2, …), real and imaginary part."""
-    return np.stack((array.real, array.imag), 1).astype(np.float32, copy=False)
+    xp = array_module(array)
+    return xp.stack((array.real, array.imag), 1).astype(xp.float32, copy=False)
 
 
 def _pad(array: Array, axes: tuple[int, ...], fill: float = 0) -> Array:
     """Return `array`, contiguous, with `fill` around `axes` up to multiples of `GRID`, n // 2 moving to the middle."""
+    xp = array_module(array)
     width = [(0, 0)] * array.ndim
     for axis in axes:
         n = array.shape[axis]
         before = padded(n) // 2 - n // 2
         width[axis] = (before, padded(n) - n - before)
-    return np.pad(array, width, constant_values=fill) if any(sum(w) for w in width) else np.ascontiguousarray(array)
+    return xp.pad(array, width, constant_values=fill) if any(sum(w) for w in width) else xp.ascontiguousarray(array)
 
 
 assert GRID == 8, "the network halves an image three times"

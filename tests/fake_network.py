@@ -1,12 +1,11 @@
-"""A network behind the protocol without runtime or weights, and the normal operator of its inputs in NumPy."""
+"""A network behind the protocol without runtime or weights, and the normal operator of its inputs, NumPy or CuPy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
+from recon.arrays import array_module
 from recon.network import Card, TrainedRange
 
 RANGE = TrainedRange((16, 128), 8, 12, 12, 0.625)
@@ -37,7 +36,7 @@ def normal(inputs: Mapping[str, Any], image: Any) -> Any:
     aliases, coarse = pairs("aliases"), pairs("coarse").transpose(0, 2, 1, 3)  # coarse: (plane, coil, y, x)
     n_planes, n_aliases = aliases.shape[:2]
     folded = image.reshape(n_planes, n_aliases, -1)
-    lattice = np.einsum("pabl,pbl->pal", aliases, folded).reshape(image.shape)
+    lattice = array_module(image).einsum("pabl,pbl->pal", aliases, folded).reshape(image.shape)
     seen = coarse * (inputs["resample"] @ (image * support))[:, None]
     lines = _complex(inputs["rows"]) @ seen
     missing = _complex(inputs["missing"])

@@ -34,6 +34,8 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "torch": {"export"},
     "onnx": {"export"},
     "onnxruntime": {"edge.backends.ort", "export.onnx"},
+    "cupy": {"edge.backends.device"},
+    "cupyx": {"recon.fourier"},  # the transforms that keep complex64, for arrays that are CuPy's already
     "matplotlib": {"export.validation"},
     "nilearn": {"export"},
 }

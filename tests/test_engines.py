@@ -394,3 +394,15 @@ def test_the_command_builds_checks_and_lists(
     (folder / PLAN).write_bytes(b"")
     assert main(["engines", "list", "--state", str(tmp_path)]) == 0
     assert "unusable" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+def test_a_real_engine_gives_the_references_images(tmp_path: Path) -> None:
+    try:
+        find_device()
+    except BackendError as error:
+        pytest.skip(str(error))
+    supply = Supply(RECONSTRUCTION, "tensorrt", tmp_path)
+    engine = supply.check(supply.start(SMALL).finish())
+    assert engine.refusal == ""
+    supply.close()

@@ -1,1 +1,1 @@
-"""Runtimes for trained networks, one module each; a backend's module is imported only when it was chosen."""
+"""Runtimes for trained networks and places for arrays, one module each; a library is imported only when chosen."""

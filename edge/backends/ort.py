@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from recon.arrays import Array
+from recon.arrays import Array, array_module, to_device, to_host
 from recon.errors import BackendError, ModelError
 from recon.network import Card
 
@@ -51,16 +51,21 @@ class OrtNetwork:
         self._names = [each.name for each in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return fresh arrays by name; raise BackendError where the run fails or gives no finite numbers."""
+        """Return fresh arrays by name; raise BackendError where the run fails or gives no finite numbers.
+
+        Arrays of a device make their way through the host: the answer is of the inputs' module (NumPy or CuPy).
+        """
         if self._session is None:
             raise BackendError("the network was closed")
         try:
-            arrays = self._session.run(self._names, {name: np.ascontiguousarray(a) for name, a in inputs.items()})
+            host = {name: np.ascontiguousarray(to_host(array)) for name, array in inputs.items()}
+            arrays = self._session.run(self._names, host)
         except Exception as error:
             raise BackendError(f"onnxruntime failed to run the network: {type(error).__name__}") from error
         if not all(np.isfinite(array).all() for array in arrays):
             raise BackendError("the network gave values that are not finite numbers")
-        return dict(zip(self._names, arrays, strict=True))
+        xp = array_module(next(iter(inputs.values())))
+        return {name: to_device(array, xp) for name, array in zip(self._names, arrays, strict=True)}
 
     def close(self) -> None:
         """Let go of the session."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge.model import RECONSTRUCTION, open_network
+from edge.power import look_for_meters
 from edge.settings import Settings, SettingsError, check, read_settings
 from recon.errors import BackendError, ModelError
 
@@ -71,6 +72,7 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         *(_package(name) for name in _PACKAGES),
         *(_optional(name, use) for name, use in _OPTIONAL.items()),
         _network(settings),
+        _power(),
         _state(state),
         _disk(state, settings.disk.min_free_mib),
         _port("MRD port", settings.mrd.host, settings.mrd.port),
@@ -110,6 +112,14 @@ def _network(settings: Settings) -> Finding:
     network.close()
     words = f"{classical}; then {card.name} {card.version} ({card.sha256[:12]}…) by {kind}"
     return Finding("ok", "reconstruction", words)
+
+
+def _power(root: Path = Path("/sys")) -> Finding:
+    """Say which meters of watts and joules are here; without any the benchmarks leave energy out."""
+    meters, reasons = look_for_meters(root)
+    if not meters:
+        return Finding("note", "power", f"unavailable: {'; '.join(reasons)}")
+    return Finding("ok", "power", ", ".join(f"{meter.source} {meter.name}" for meter in meters))
 
 
 def _state(state: Path) -> Finding:

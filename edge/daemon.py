@@ -78,6 +78,7 @@ class Daemon:
                 "method": settings.worker.method,
                 "model": settings.network.model,
                 "backend": settings.network.backend,
+                "precision": settings.network.precision,
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
             },

@@ -104,7 +104,8 @@ def _network(settings: Settings) -> Finding:
     if settings.worker.method not in ("auto", "network"):
         return Finding("ok", "reconstruction", f"{classical}; worker.method leaves the network out")
     try:
-        network = open_network(Path(settings.network.model or RECONSTRUCTION), settings.network.backend)
+        chosen = settings.network
+        network = open_network(Path(chosen.model or RECONSTRUCTION), chosen.backend, chosen.precision)
     except (ModelError, BackendError) as error:
         level = "fault" if settings.worker.method == "network" else "note"
         return Finding(level, "reconstruction", f"{classical}; no network: {error}")

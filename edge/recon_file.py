@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge.chain import Chain
 from edge.header import read_header
-from edge.model import BACKENDS, RECONSTRUCTION, open_network
+from edge.model import BACKENDS, PRECISIONS, RECONSTRUCTION, open_network
 from edge.mrd import Readout, next_message, read_acquisition
 from edge.rawfile import RawFile, open_raw
 from edge.results import Results
@@ -41,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs the network; auto takes the best there is (%(default)s)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network; int8 where its card offers it (%(default)s)",
+    )
     parser.add_argument("--model", type=Path, default=RECONSTRUCTION, metavar="DIR", help="another network's folder")
 
 
@@ -52,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         return _fail(f"--accelerate {args.accelerate} --acs {args.acs}: R ≥ 1 and N ≥ 0 are needed", 2)
     try:
         raw = undersample(open_raw(args.file), args.accelerate, args.acs)
-        report = reconstruct_file(raw, args.out, args.method, model=args.model, backend=args.backend)
+        report = reconstruct_file(
+            raw, args.out, args.method, model=args.model, backend=args.backend, precision=args.precision
+        )
     except ScanError as error:
         return _fail(str(error), 1)
     for volume in report["volumes"]:
@@ -75,16 +83,18 @@ def reconstruct_file(
     is_shown: bool = True,
     model: Path = RECONSTRUCTION,
     backend: str = "auto",
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError.
 
-    model, backend: the network's folder and what runs it. "auto" does without one that cannot be opened, and says so.
+    model, backend, precision: the network's folder, what runs it and how. "auto" does without one that cannot be
+    opened, and says so.
     """
     scan, exam = read_header(raw.header, new_scan_id())
     network, no_network = None, ""
     if method in ("auto", "network"):
         try:
-            network = open_network(model, backend)
+            network = open_network(model, backend, precision)
         except (ModelError, BackendError) as error:
             if method == "network":
                 raise

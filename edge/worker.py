@@ -203,7 +203,8 @@ def _open_network(settings: dict[str, Any]) -> tuple[Network | None, str]:
     if settings["method"] not in ("auto", "network"):
         return None, ""
     try:
-        network = open_network(Path(settings["model"] or RECONSTRUCTION), settings["backend"])
+        folder = Path(settings["model"] or RECONSTRUCTION)
+        network = open_network(folder, settings["backend"], settings["precision"])
     except ScanError as error:
         log.warning("network not available code=%s", error.code)
         return None, str(error)

@@ -26,6 +26,21 @@ class TrainedRange:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """The same network at a lower precision, as far as it was measured.
+
+    sha256: of its file. offered: whether it may be used. loss_db: of PSNR against the network that it was made of, the
+    mean of the worst kind of held-out scans. worst_case: what these are. limit_db: what may be lost.
+    """
+
+    sha256: str
+    offered: bool
+    loss_db: float
+    worst_case: str
+    limit_db: float
+
+
+@dataclass(frozen=True)
 class Card:
     """A model card, as far as it matters at run time. sha256: of the model file, 64 hexadecimal digits."""
 
@@ -33,6 +48,7 @@ class Card:
     version: str
     sha256: str
     trained_range: TrainedRange
+    int8: Variant | None = None
 
 
 class Network(Protocol):
@@ -55,8 +71,18 @@ def read_card(content: Mapping[str, Any]) -> Card:
         found = {field.name: values[field.name] for field in fields(TrainedRange)}
         low, high = found.pop("matrix")
         trained = TrainedRange((int(low), int(high)), **{name: float(value) for name, value in found.items()})  # type: ignore[arg-type]
-        return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained)
+        int8 = _read_variant(content["int8"]) if "int8" in content else None
+        return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained, int8)
     except KeyError as error:
         raise ModelError(f"the model card has no {error.args[0]!r}") from error
     except (TypeError, ValueError) as error:
-        raise ModelError(f"the model card's trained_range cannot be read: {error}") from error
+        raise ModelError(f"the model card cannot be read: {error}") from error
+
+
+def _read_variant(values: Mapping[str, Any]) -> Variant:
+    """Return what the card says of a variant; its loss is that of the worst case."""
+    worst = max(values["loss"], key=lambda each: float(each["mean_db"]))
+    is_offered = values["offered"] is True
+    return Variant(
+        str(values["sha256"]), is_offered, float(worst["mean_db"]), str(worst["case"]), float(values["limit_db"])
+    )

@@ -25,7 +25,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "h5py": {"edge.rawfile", "edge.raw_write", "edge.replay"},
     "ismrmrd": {"edge.raw_write"},
     "PIL": {"edge.preview", "export.slices"},
-    "rich": {"edge.demo", "edge.doctor", "edge.recon_file", "edge.replay", "edge.simulate"},
+    "rich": {"edge.demo", "edge.doctor", "edge.recon_file", "edge.replay", "edge.simulate", "export.quantise"},
     "defusedxml": {"edge.header"},
     "threadpoolctl": {"edge.chain", "export.train"},
     "tomli": {"edge.settings"},
@@ -33,7 +33,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "nibabel": {"export"},
     "torch": {"export"},
     "onnx": {"export"},
-    "onnxruntime": {"edge.backends.ort", "export.onnx"},
+    "onnxruntime": {"edge.backends.ort", "export.onnx", "export.quantise"},
     "matplotlib": {"export.validation"},
     "nilearn": {"export"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.model import MODEL, RECONSTRUCTION, load_card, open_network
+from edge.command import main
+from edge.model import INT8_MODEL, MODEL, RECONSTRUCTION, load_card, open_network
+from edge.simulate import simulate_file
 from recon.errors import BackendError, ModelError
-from recon.network import Network
+from recon.network import Network, read_card
+from recon.protocol import Protocol
 from recon.scan import CoilMaps
 from recon.unrolled import prepare
 from tests.test_unrolled import lines, scan, smooth_image, smooth_maps
@@ -105,8 +109,6 @@ def test_weights_that_are_not_the_cards_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
-    import hashlib
-
     content = b"no network"
     (tmp_path / MODEL).write_bytes(content)
     card = json.loads((RECONSTRUCTION / "card.json").read_text())
@@ -115,3 +117,80 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
         open_network(tmp_path)
     with pytest.raises(BackendError, match="not built in"):
         open_network(RECONSTRUCTION, "abacus")
+
+
+def with_int8(folder: Path, **changes: object) -> Path:
+    """Return a model folder that offers int8, its file the float32 one: what matters is which file is opened."""
+    shutil.copytree(RECONSTRUCTION, folder)
+    shutil.copy(folder / MODEL, folder / INT8_MODEL)
+    with (folder / INT8_MODEL).open("ab") as file:
+        file.write(b"\x72\x00")  # an empty metadata entry: the same network, another hash
+    loss = [{"case": "8 coils, R = 2", "mean_db": 0.12}, {"case": "8 coils, R = 4", "mean_db": 0.05}]
+    int8 = {
+        "sha256": hashlib.sha256((folder / INT8_MODEL).read_bytes()).hexdigest(),
+        "offered": True,
+        "limit_db": 0.2,
+        "loss": loss,
+        **changes,
+    }
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "int8": int8}))
+    return folder
+
+
+def test_int8_is_opened_where_the_card_offers_it(tmp_path: Path) -> None:
+    folder = with_int8(tmp_path / "model")
+    plain, int8 = open_network(folder), open_network(folder, "cpu", "int8")
+    assert int8.backend == f"{plain.backend} int8"
+    assert "int8" not in plain.backend
+    assert plain.card.int8 is not None
+    assert (int8.card.sha256, int8.card.int8) == (plain.card.int8.sha256, plain.card.int8)
+    assert int8.card.sha256 != plain.card.sha256
+    inputs = _inputs()
+    np.testing.assert_array_equal(int8.run(inputs)["image"], plain.run(inputs)["image"])
+
+
+def test_int8_that_loses_too_much_is_refused_in_words(tmp_path: Path) -> None:
+    loss = [{"case": "8 coils, R = 4", "mean_db": 0.05}, {"case": "8 coils, R = 2", "mean_db": 0.754}]
+    folder = with_int8(tmp_path / "model", offered=False, loss=loss)
+    with pytest.raises(ModelError, match=r"loses 0\.75 dB on average for 8 coils, R = 2; at most 0\.2 dB"):
+        open_network(folder, "cpu", "int8")
+    assert open_network(folder).card.sha256 == load_card(folder).sha256  # float32 goes on
+
+
+def test_int8_that_was_never_measured_or_is_another_file_is_refused(tmp_path: Path) -> None:
+    folder = with_int8(tmp_path / "model")
+    (folder / INT8_MODEL).write_bytes((folder / MODEL).read_bytes())
+    with pytest.raises(ModelError, match=r"model\.int8\.onnx has sha256 .* not the same weights"):
+        open_network(folder, "cpu", "int8")
+    (folder / INT8_MODEL).unlink()
+    with pytest.raises(ModelError, match=r"lacks model\.int8\.onnx"):
+        open_network(folder, "cpu", "int8")
+    card = json.loads((folder / "card.json").read_text())
+    del card["int8"]
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match="not measured"):
+        open_network(folder, "cpu", "int8")
+    with pytest.raises(ModelError, match="precision 'int4' is not known"):
+        open_network(folder, "cpu", "int4")
+
+
+def test_an_int8_section_that_cannot_be_read_is_a_model_error() -> None:
+    card = json.loads((RECONSTRUCTION / "card.json").read_text())
+    for broken in ({}, {"loss": []}, {"loss": [{"case": "x", "mean_db": "much"}], "offered": True, "limit_db": 1}, 3):
+        with pytest.raises(ModelError, match="card"):
+            read_card({**card, "int8": broken})
+
+
+def test_recon_takes_the_precision_and_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan_file = tmp_path / "head.h5"
+    simulate_file(scan_file, Protocol(matrix=(96, 96), n_slices=1, n_coils=4, acceleration=2, snr=40.0), "none", 1)
+    folder = with_int8(tmp_path / "model")
+    words = ["recon", str(scan_file), "--method", "network", "--model", str(folder), "--precision", "int8"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    (volume,) = json.loads((tmp_path / "out" / "report.json").read_text())["volumes"]
+    assert volume["backend"].endswith("CPU int8")
+    assert volume["model_sha256"] == hashlib.sha256((folder / INT8_MODEL).read_bytes()).hexdigest()
+    (folder / INT8_MODEL).unlink()
+    assert main([*words, "--out", str(tmp_path / "none")]) == 1
+    assert "lacks model.int8.onnx" in capsys.readouterr().err

@@ -55,11 +55,8 @@ def choose_file(folder: Path, precision: str) -> tuple[Path, Card]:
         return folder / MODEL, card
     if card.int8 is None:
         raise ModelError("the card offers no int8: it was not measured (python -m export.quantise)")
-    if not card.int8.offered:
-        raise ModelError(
-            f"the card does not offer int8: it loses {card.int8.loss_db:.2f} dB on average for {card.int8.worst_case}; "
-            f"at most {card.int8.limit_db:g} dB may be lost"
-        )
+    if card.int8.why_not:
+        raise ModelError(f"the card does not offer int8: {card.int8.why_not}")
     _check(folder / INT8_MODEL, card.int8.sha256)
     return folder / INT8_MODEL, replace(card, sha256=card.int8.sha256)
 

@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console(stderr=True)
     with Progress(console=console) as progress:
         training = load_slices(args.data, "train", every=20)
-        seen = observe(source, calibration_samples(training, args.calibration), progress)
+        scans = calibration_samples(training, args.calibration)
+        seen = observe(source, progress.track(scans, args.calibration, description="calibration"))
         float32 = open_session(source)
         tuning = [scored(float32, n, training, args.tuning, SEED_TUNING, progress) for n in range(len(CASES))]
         recipe, tried = choose(source, folder / INT8_MODEL, seen, tuning, progress)
@@ -120,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "recipe": asdict(recipe),
         "calibration": {
             "data": "simulated scans of training subjects, as in training",
+            "sets": sorted({each.source for each in training}),
+            "subjects": len({each.subject for each in training}),
             "scans": args.calibration,
             "tuning_scans": args.tuning * len(CASES),
         },
@@ -147,15 +150,16 @@ def open_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def calibration_samples(slices: list[Slice], n: int) -> list[Sample]:
-    """Return `n` scans as in training, without the empty ones."""
+def calibration_samples(slices: list[Slice], n: int) -> Iterator[Sample]:
+    """Yield `n` scans as in training, without the empty ones."""
     rng = np.random.default_rng(29)
     weight = np.array([each.weight for each in slices])
     draw = Draw(blank_share=0.0)
-    return [draw_sample(rng, slices[rng.choice(len(slices), p=weight / weight.sum())], draw) for _ in range(n)]
+    for _ in range(n):
+        yield draw_sample(rng, slices[rng.choice(len(slices), p=weight / weight.sum())], draw)
 
 
-def observe(path: Path, samples: list[Sample], progress: Progress) -> dict[str, Array]:
+def observe(path: Path, samples: Iterable[Sample]) -> dict[str, Array]:
     """Return sizes of values that go into each convolution, float32 (value): a random part, the largest among them."""
     model = onnx.load(str(path))
     names = sorted({node.input[0] for node in model.graph.node if node.op_type in CONVOLUTIONS})
@@ -163,7 +167,7 @@ def observe(path: Path, samples: list[Sample], progress: Progress) -> dict[str, 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(11)
     found: dict[str, list[Array]] = {name: [] for name in names}
-    for sample in progress.track(samples, description="calibration"):
+    for sample in samples:
         for name, array in zip(names, session.run(names, sample.prepared.inputs), strict=True):
             sizes = np.abs(array).ravel()
             found[name] += [rng.choice(sizes, min(N_KEPT, sizes.size), replace=False), sizes.max(keepdims=True)]

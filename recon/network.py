@@ -27,17 +27,10 @@ class TrainedRange:
 
 @dataclass(frozen=True)
 class Variant:
-    """The same network at a lower precision, as far as it was measured.
-
-    sha256: of its file. offered: whether it may be used. loss_db: of PSNR against the network that it was made of, the
-    mean of the worst kind of held-out scans. worst_case: what these are. limit_db: what may be lost.
-    """
+    """The same network at a lower precision. sha256: of its file. why_not: in words; "" where it may be used."""
 
     sha256: str
-    offered: bool
-    loss_db: float
-    worst_case: str
-    limit_db: float
+    why_not: str
 
 
 @dataclass(frozen=True)
@@ -71,18 +64,13 @@ def read_card(content: Mapping[str, Any]) -> Card:
         found = {field.name: values[field.name] for field in fields(TrainedRange)}
         low, high = found.pop("matrix")
         trained = TrainedRange((int(low), int(high)), **{name: float(value) for name, value in found.items()})  # type: ignore[arg-type]
-        int8 = _read_variant(content["int8"]) if "int8" in content else None
+        int8 = None
+        if "int8" in content:
+            section = content["int8"]
+            why_not = "" if section["offered"] is True else str(section["why_not"]) or "no reason given"
+            int8 = Variant(str(section["sha256"]), why_not)
         return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained, int8)
     except KeyError as error:
         raise ModelError(f"the model card has no {error.args[0]!r}") from error
     except (TypeError, ValueError) as error:
         raise ModelError(f"the model card cannot be read: {error}") from error
-
-
-def _read_variant(values: Mapping[str, Any]) -> Variant:
-    """Return what the card says of a variant; its loss is that of the worst case."""
-    worst = max(values["loss"], key=lambda each: float(each["mean_db"]))
-    is_offered = values["offered"] is True
-    return Variant(
-        str(values["sha256"]), is_offered, float(worst["mean_db"]), str(worst["case"]), float(values["limit_db"])
-    )

@@ -101,8 +101,7 @@ def test_int8_takes_the_chosen_convolutions_alone(tmp_path: Path) -> None:
     source, path = tmp_path / "model.onnx", tmp_path / "int8.onnx"
     sample = draw_sample(np.random.default_rng(2), disc(), PLAIN)
     write_onnx(network(), sample, source)
-    with quantise.Progress(disable=True) as progress:
-        seen = quantise.observe(source, [sample], progress)
+    seen = quantise.observe(source, [sample])
     quantise.write_int8(source, path, seen, quantise.Recipe(99.9, ("enter", "leave"), 1))
     graph = onnx.load(str(path)).graph
     made_by = {name: node for node in graph.node for name in node.output}
@@ -129,8 +128,7 @@ def test_int8_is_read_by_tensorrts_parser(tmp_path: Path) -> None:
     source, path = tmp_path / "model.onnx", tmp_path / "int8.onnx"
     sample = draw_sample(np.random.default_rng(2), disc(), PLAIN)
     write_onnx(network(), sample, source)
-    with quantise.Progress(disable=True) as progress:
-        quantise.write_int8(source, path, quantise.observe(source, [sample], progress), quantise.Recipe(100.0))
+    quantise.write_int8(source, path, quantise.observe(source, [sample]), quantise.Recipe(100.0))
     log = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(log)
     parsed = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -64,14 +64,14 @@ class Recipe:
 
     def __str__(self) -> str:
         """Say it in words."""
-        kept = [*self.float_layers, *([f"the last {self.float_cascades} cascades"] if self.float_cascades else [])]
-        return f"clipped at {self.percentile:g} %; {', '.join(kept) or 'nothing'} in float32"
+        kept = [*self.float_layers, *([f"last {self.float_cascades} whole"] if self.float_cascades else [])]
+        return f"{self.percentile:g} %; float32: {', '.join(kept) or '–'}"
 
 
 EDGES = ("enter", "leave")  # image and memory come and go through these
 FINE = (*EDGES, "fine", "down_1", "up_1", "merge_1")  # all of the finest level
 IN_FLOAT: tuple[tuple[tuple[str, ...], int], ...] = (((), 0), (EDGES, 0), (EDGES, 1), (FINE, 0))
-PERCENTILES = (100.0, 99.99, 99.9, 99.5)
+PERCENTILES = (100.0, 99.99, 99.9, 99.7)
 
 
 class Scored(NamedTuple):
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if folder != args.model:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, folder / FLOAT_MODEL)
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=150)
     with Progress(console=console) as progress:
         training = load_slices(args.data, "train", every=20)
         scans = calibration_samples(training, args.calibration)
@@ -333,9 +333,9 @@ class _Ready:
 def show(tried: list[dict[str, Any]], loss: list[dict[str, Any]], console: Console) -> None:
     """Print what was tried and what the chosen one loses."""
     table = Table(title="mean loss on training subjects, dB PSNR")
-    table.add_column("recipe")
+    table.add_column("clipped at; what stays", no_wrap=True)
     for coils, acceleration, _ in CASES:
-        table.add_column(f"{coils} coils, R = {acceleration}")
+        table.add_column(f"{coils} coils R{acceleration}")
     for row in tried:
         table.add_row(row["recipe"], *(f"{mean:+.3f}" for mean in row["mean_loss_db"]))
     console.print(table)

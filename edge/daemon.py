@@ -79,6 +79,7 @@ class Daemon:
                 "model": settings.network.model,
                 "backend": settings.network.backend,
                 "engines": str(state / "engines"),
+                "precision": settings.network.precision,
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
             },

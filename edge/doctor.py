@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.model import RECONSTRUCTION
+from edge.power import look_for_meters
 from edge.settings import Settings, SettingsError, check, read_settings
 from edge.supply import Supply
 from recon.errors import BackendError, ModelError
@@ -73,6 +74,7 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         *(_package(name) for name in _PACKAGES),
         *(_optional(name, use) for name, use in _OPTIONAL.items()),
         *_network(settings, state),
+        _power(),
         _state(state),
         _disk(state, settings.disk.min_free_mib),
         _port("MRD port", settings.mrd.host, settings.mrd.port),
@@ -105,7 +107,8 @@ def _network(settings: Settings, state: Path) -> list[Finding]:
         return [Finding("ok", "reconstruction", f"{classical}; worker.method leaves the network out")]
     model = Path(settings.network.model) if settings.network.model else RECONSTRUCTION
     try:
-        supply = Supply(model, settings.network.backend, state / "engines")
+        chosen = settings.network
+        supply = Supply(model, chosen.backend, state / "engines", chosen.precision)
     except (ModelError, BackendError) as error:
         level = "fault" if settings.worker.method == "network" else "note"
         return [Finding(level, "reconstruction", f"{classical}; no network: {error}")]
@@ -116,6 +119,14 @@ def _network(settings: Settings, state: Path) -> list[Finding]:
         Finding("note" if why_not else "ok", f"backend {kind}", why_not or "is used") for kind, why_not in tried
     ]
     return [Finding("ok", "reconstruction", words), *backends]
+
+
+def _power(root: Path = Path("/sys")) -> Finding:
+    """Say which meters of watts and joules are here; without any the benchmarks leave energy out."""
+    meters, reasons = look_for_meters(root)
+    if not meters:
+        return Finding("note", "power", f"unavailable: {'; '.join(reasons)}")
+    return Finding("ok", "power", ", ".join(f"{meter.source} {meter.name}" for meter in meters))
 
 
 def _state(state: Path) -> Finding:

@@ -10,6 +10,7 @@ from recon.errors import ModelError
 from recon.network import Card, read_card
 
 MODEL = "model.onnx"
+PRECISIONS = ("auto", "float32", "float16", "int8")  # of the convolutions
 RECONSTRUCTION = Path(__file__).parent / "assets" / "reconstruction"  # comes with this version
 
 
@@ -33,6 +34,8 @@ def model_file(folder: Path, card: Card, precision: str) -> tuple[Path, str]:
     if variant is None:
         there = ", ".join(("float32", *card.precisions))
         raise ModelError(f"the network comes in {there}; there is no {precision}")
+    if variant.why_not:
+        raise ModelError(f"the network does not offer {precision}: {variant.why_not}")
     _check(folder / variant.file, variant.sha256)
     return folder / variant.file, variant.sha256
 

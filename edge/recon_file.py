@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge.chain import Chain
 from edge.header import read_header
-from edge.model import RECONSTRUCTION
+from edge.model import PRECISIONS, RECONSTRUCTION
 from edge.mrd import Readout, next_message, read_acquisition
 from edge.rawfile import RawFile, open_raw
 from edge.results import Results
@@ -43,6 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs the network; auto takes the best there is (%(default)s)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the convolutions: auto is float16 in engines, float32 elsewhere; int8 where the card offers it",
+    )
     parser.add_argument("--model", type=Path, default=RECONSTRUCTION, metavar="DIR", help="another network's folder")
     parser.add_argument(
         "--engines",
@@ -62,7 +68,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         raw = undersample(open_raw(args.file), args.accelerate, args.acs)
         report = reconstruct_file(
-            raw, args.out, args.method, model=args.model, backend=args.backend, engines=args.engines
+            raw,
+            args.out,
+            args.method,
+            model=args.model,
+            backend=args.backend,
+            engines=args.engines,
+            precision=args.precision,
         )
     except ScanError as error:
         return _fail(str(error), 1)
@@ -87,17 +99,18 @@ def reconstruct_file(
     model: Path = RECONSTRUCTION,
     backend: str = "auto",
     engines: Path | None = None,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError.
 
-    model, backend, engines: the network's folder, what runs it, and where engines are kept. "auto" does without a
-    network that cannot be opened, and says so.
+    model, backend, engines, precision: the network's folder, what runs it, where engines are kept, and how it
+    computes. "auto" does without a network that cannot be opened, and says so.
     """
     scan, exam = read_header(raw.header, new_scan_id())
     supply, no_network = None, ""
     if method in ("auto", "network"):
         try:
-            supply = Supply(model, backend, engines)
+            supply = Supply(model, backend, engines, precision)
         except (ModelError, BackendError) as error:
             if method == "network":
                 raise

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from edge.model import PRECISIONS
 from edge.supply import BACKENDS
 from recon.reconstruct import METHODS
 
@@ -47,10 +48,14 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The trained reconstruction network: its folder ("" is the one that comes with this version) and what runs it."""
+    """The trained reconstruction network: its folder ("" is the one that comes with this version) and what runs it.
+
+    `precision` "int8" needs a network whose card offers it.
+    """
 
     model: str = ""
     backend: str = "auto"
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "events.keep": (100, 10**9),
     "disk.min_free_mib": (0, 1 << 30),
 }
-_CHOICES = {"worker.method": METHODS, "network.backend": BACKENDS}
+_CHOICES = {"worker.method": METHODS, "network.backend": BACKENDS, "network.precision": PRECISIONS}
 
 
 def read_settings(path: Path | None) -> Settings:

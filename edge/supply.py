@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
 _ORDER = ("tensorrt", "cuda", "cpu")  # what "auto" tries
-PRECISION = "float16"  # of an engine's convolutions; data consistency stays in float32
 _CHECKED = profile_for((256, 256), 4, 24, 8)  # the scan on which a runtime's CUDA provider is compared
 _MAX_WANTED = 16
 
@@ -43,13 +43,13 @@ class ScanNetwork:
     """The network of one scan: an engine where its profile has one, `base` where not; see `recon.network.Network`."""
 
     def __init__(self, card: Card, engines: Mapping[Profile, Network], base: Network | None) -> None:
-        self.card = card
+        self.card = card if base is None else base.card
         self.missing: set[Profile] = set()
         self._engines, self._base = dict(engines), base
         self.backend = base.backend if base is not None else next((e.backend for e in engines.values()), "tensorrt")
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run on the engine of these sizes, or on the base; `backend` then says which. Raises BackendError."""
+        """Run on the engine of these sizes or on the base, as `backend` and `card` then say; raises BackendError."""
         try:
             profile = profile_of(inputs)
         except (KeyError, ValueError) as error:
@@ -59,7 +59,7 @@ class ScanNetwork:
             self.missing.add(profile)
         if network is None:
             raise BackendError(f"there is no engine for {profile.name} yet; scanside engines build makes one")
-        self.backend = network.backend
+        self.backend, self.card = network.backend, network.card
         return network.run(inputs)
 
     def close(self) -> None:
@@ -69,14 +69,24 @@ class ScanNetwork:
 class Supply:
     """Hands out networks, builds engines that scans were missing, and admits those that pass their parity check."""
 
-    def __init__(self, folder: Path = RECONSTRUCTION, backend: str = "auto", engines: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path = RECONSTRUCTION,
+        backend: str = "auto",
+        engines: Path | None = None,
+        precision: str = "auto",
+    ) -> None:
         """Open what `backend` names, "auto" the best that works; `engines` is where engines are kept (None: none).
 
+        precision: of the convolutions; "auto" takes float16 in engines and float32 everywhere else.
         Raises ModelError for a folder that cannot be used, BackendError where nothing here can run it.
         """
         if backend not in BACKENDS:
             raise BackendError(f"backend {backend!r} is not built in; there are {', '.join(BACKENDS)}")
         self.card = load_card(folder)
+        self._of_engines = "float16" if precision == "auto" else precision
+        self._of_runtime = "float32" if precision == "auto" else precision
+        model_file(folder, self.card, self._of_runtime)
         self.tried: list[Tried] = []
         self._folder = folder
         self._cache = None if engines is None else EngineCache(engines)
@@ -156,7 +166,7 @@ class Supply:
         """Start building the engine of `profile`; raises BackendError where it cannot be."""
         identity = self.identity(profile)
         assert self._cache is not None
-        model, _ = model_file(self._folder, self.card, PRECISION)
+        model, _ = model_file(self._folder, self.card, self._of_engines)
         return self._cache.build(identity, model, self._device.library.__name__)
 
     def check(self, engine: Engine) -> Engine:
@@ -186,7 +196,7 @@ class Supply:
             if kind == "tensorrt":
                 self._open_tensorrt(insists)
             else:
-                self._base = self._open_runtime(kind)
+                self._base = self._open_runtime(kind, self._of_runtime)
             self.tried.append(Tried(kind, ""))
         except BackendError as error:
             self.tried.append(Tried(kind, str(error)))
@@ -198,23 +208,24 @@ class Supply:
             if self._cache is None:
                 raise BackendError("no folder for engines was named")
             self._device = trt.find_device()
+            model_file(self._folder, self.card, self._of_engines)
         except BackendError:
             if not insists:
                 raise
             with suppress(BackendError):
-                self._base = self._open_runtime("tensorrt")
+                self._base = self._open_runtime("tensorrt", self._of_runtime)
                 return
             raise
 
-    def _open_runtime(self, kind: str) -> Network:
+    def _open_runtime(self, kind: str, precision: str) -> Network:
         """Return the network in ONNX Runtime, run once; another provider must give the CPU's images."""
         if find_spec("onnxruntime") is None:
             raise BackendError("onnxruntime is not installed; pip install onnxruntime")
         from edge.backends import ort
 
-        model, _ = model_file(self._folder, self.card, "float32")
+        model, sha256 = model_file(self._folder, self.card, precision)
         folder = None if self._cache is None else self._cache.folder / "onnxruntime"
-        network = ort.open_network(model, self.card, kind, folder)
+        network = ort.open_network(model, replace(self.card, sha256=sha256), kind, folder, precision)
         run_on_nothing(network)
         if kind != "cpu":
             parity = check_parity(network, self._cpu(), _CHECKED)
@@ -226,7 +237,7 @@ class Supply:
     def _cpu(self) -> Network:
         """Return the reference: ONNX Runtime on the CPU in float32."""
         if self._reference is None:
-            self._reference = self._open_runtime("cpu")
+            self._reference = self._open_runtime("cpu", "float32")
         return self._reference
 
     def _open_engines(self) -> None:
@@ -251,14 +262,16 @@ class Supply:
     def _load(self, engine: Engine, profile: Profile) -> Network:
         from edge.backends.trt import TrtNetwork
 
-        return TrtNetwork(engine.read_plan(), profile, self.card, engine.identity.precision, self._device)
+        identity = engine.identity
+        card = replace(self.card, sha256=identity.model_sha256)
+        return TrtNetwork(engine.read_plan(), profile, card, identity.precision, self._device)
 
     def identity(self, profile: Profile) -> Identity:
         """Return the identity of the engine of `profile` on this device; raises BackendError without one."""
         if self._device is None:
             raise BackendError(f"no engine can be built here: {self._why_no_engines()}")
-        _, sha256 = model_file(self._folder, self.card, PRECISION)
-        return Identity(self._device.gpu, self._device.runtime, sha256, profile.name, PRECISION)
+        _, sha256 = model_file(self._folder, self.card, self._of_engines)
+        return Identity(self._device.gpu, self._device.runtime, sha256, profile.name, self._of_engines)
 
     def _why_no_engines(self) -> str:
         return next((each.why_not for each in self.tried if each.backend == "tensorrt"), "the backend is not tensorrt")

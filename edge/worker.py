@@ -207,7 +207,8 @@ def _open_supply(settings: dict[str, Any]) -> tuple[Supply | None, str]:
     if settings["method"] not in ("auto", "network"):
         return None, ""
     try:
-        supply = Supply(Path(settings["model"] or RECONSTRUCTION), settings["backend"], Path(settings["engines"]))
+        folder = Path(settings["model"] or RECONSTRUCTION)
+        supply = Supply(folder, settings["backend"], Path(settings["engines"]), settings["precision"])
     except ScanError as error:
         log.warning("network not available code=%s", error.code)
         return None, str(error)

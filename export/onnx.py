@@ -21,17 +21,25 @@ import onnx
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.network import Shape, UnrolledNetwork
 from export.simulated import MAX_COILS, Draw, Sample, draw_sample
 from export.slices import SETS, Slice, load_slices
 from export.train import load_network, stage
-from export.validation import to_tensors
-from recon.arrays import Array
-from recon.sense import keep_measured
-from recon.unrolled import INPUTS, SHARED, unprepare
+from export.validation import (
+    CASES,
+    N_BOOTSTRAP,
+    N_PER_CASE,
+    case_words,
+    draw_case,
+    draw_of,
+    feed,
+    psnr,
+    run_session,
+    to_tensors,
+)
+from recon.unrolled import INPUTS, SHARED
 
 OPSET = 17
 NAME = "scanside-reconstruction"
@@ -52,9 +60,6 @@ AXES = {
 }
 MAX_PARITY = 1e-4  # of the image's maximum, float32 against PyTorch
 MAX_PARITY_FP16 = 2e-2
-CASES = ((8, 2, 0.01), (8, 4, 0.01), (8, 6, 0.01), (8, 8, 0.01), (1, 2, 0.03))  # coils, acceleration, σ: on the card
-N_PER_CASE = 24
-N_BOOTSTRAP = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,11 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     network, checkpoint = load_network(args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
     slices = load_slices(args.data, "val", every=20)
-    probe = draw_sample(np.random.default_rng(5), slices[0], _case(8, 4, 0.01))
+    probe = draw_sample(np.random.default_rng(5), slices[0], draw_of(8, 4, 0.01))
     write_onnx(network, probe, args.out / "model.onnx")
     parity = check_parity(network, args.out / "model.onnx", slices, MAX_PARITY)
     to_half(args.out / "model.onnx", args.out / "model_fp16.onnx")
     parity_half = check_parity(network, args.out / "model_fp16.onnx", slices, MAX_PARITY_FP16)
+    (args.out / "model.int8.onnx").unlink(missing_ok=True)  # of other weights: `export.quantise` makes it anew
     card = make_card(args.out, network, checkpoint, load_slices(args.data, "train"), slices, probe, args.per_case)
     card["parity"] = {"float32_to_pytorch": parity, "float16_to_pytorch": parity_half, "unit": "of the maximum"}
     (args.out / "card.json").write_text(json.dumps(card, indent=1, allow_nan=False) + "\n", "utf-8")
@@ -184,21 +190,13 @@ def check_parity(network: UnrolledNetwork, path: Path, slices: list[Slice], limi
         )
         with torch.no_grad():
             wanted = network(*inputs).numpy()
-        found = session.run(["image"], _feed(inputs))[0]
+        found = session.run(["image"], feed(inputs))[0]
         worst = max(worst, float(np.abs(found - wanted).max() / np.abs(wanted).max()))
     if worst > limit:
         raise ValueError(
             f"{path.name} differs from PyTorch by {worst:.1e} of the maximum; at most {limit:g} is allowed"
         )
     return worst
-
-
-def _feed(inputs: Sequence[Tensor]) -> dict[str, Array]:
-    return {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
-
-
-def _case(coils: int, acceleration: int, sigma: float) -> Draw:
-    return Draw((192, 224, 256), None, (acceleration,), (24, 24), (sigma, sigma), (coils,), 1.0, 0.0, 0.0, 0.0)
 
 
 def make_card(
@@ -287,36 +285,21 @@ def _cost(network: UnrolledNetwork, probe: Sample) -> dict[str, Any]:
 def measure(path: Path, slices: list[Slice], per_case: int) -> list[dict[str, Any]]:
     """Return for each case mean PSNR (dB) and its gain over CG-SENSE with bootstrap 95 % intervals over scans."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    weight = np.array([each.weight for each in slices])
     found = []
-    for number, (coils, acceleration, sigma) in enumerate(CASES):
-        rng = np.random.default_rng([31, number])
+    for number in range(len(CASES)):
         scores, gains = [], []
-        for _ in range(per_case):
-            source = slices[rng.choice(len(slices), p=weight / weight.sum())]
-            sample = draw_sample(rng, source, _case(coils, acceleration, sigma))
-            inputs, _ = to_tensors(sample, torch.device("cpu"))
-            image = unprepare(session.run(["image"], _feed(inputs))[0], sample.prepared)
-            image = keep_measured(sample.kspace, sample.maps, image)
-            scores.append(_psnr(image, sample))
-            gains.append(scores[-1] - _psnr(sample.classical, sample))
+        for _, sample in draw_case(number, slices, per_case):
+            scores.append(psnr(run_session(session, sample), sample))
+            gains.append(scores[-1] - psnr(sample.classical, sample))
         found.append(
             {
-                "case": f"coils {coils}, R = {acceleration}, 24 calibration lines, noise {sigma:g} of the peak",
+                "case": case_words(number),
                 "scans": per_case,
                 "psnr_db": _interval(scores),
                 "gain_over_cg_sense_db": _interval(gains),
             }
         )
     return found
-
-
-def _psnr(image: Array, sample: Sample) -> float:
-    """PSNR in dB of magnitudes where coils see anything, the peak being the truth's 99.9th percentile."""
-    truth = np.abs(sample.target) * sample.prepared.scale[:, None, None]
-    inside = np.abs(sample.maps.maps).sum(1) > 0
-    error = np.abs(image)[inside] - truth[inside]
-    return float(10 * np.log10(np.percentile(truth[inside], 99.9) ** 2 / np.mean(error**2)))
 
 
 def _interval(values: list[float]) -> list[float]:

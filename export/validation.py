@@ -1,4 +1,4 @@
-"""How training goes: tensors of simulated scans, held-out ones to score, and the curves of a run's log."""
+"""How good a network is: tensors of simulated scans, held-out ones and their scores, and the curves of a run's log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,15 @@ from torch import Tensor
 
 from export.network import UnrolledNetwork
 from export.simulated import Draw, Sample, draw_sample
-from export.slices import load_slices
-from recon.unrolled import INPUTS, SHARED
+from export.slices import Slice, load_slices
+from recon.arrays import Array
+from recon.sense import keep_measured
+from recon.unrolled import INPUTS, SHARED, unprepare
 
 N_VALIDATION = 18
+CASES = ((8, 2, 0.01), (8, 4, 0.01), (8, 6, 0.01), (8, 8, 0.01), (1, 2, 0.03))  # coils, acceleration, σ: on the card
+N_PER_CASE = 24
+N_BOOTSTRAP = 1000
 
 
 def to_tensors(sample: Sample | Sequence[Sample], device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -42,6 +48,46 @@ def held_out_samples(data: Path) -> list[Sample]:
         draw = Draw((192, 208, 256), None, (factor,), (16, 24), (sigma, sigma), (coils,), 1.0, 0.0, 0.0, 0.0)
         samples.append(draw_sample(rng, slices[rng.choice(len(slices), p=weight / weight.sum())], draw))
     return samples
+
+
+def draw_of(coils: int, acceleration: int, sigma: float) -> Draw:
+    """Return whole slices of one kind: a lattice with 24 calibration lines."""
+    return Draw((192, 224, 256), None, (acceleration,), (24, 24), (sigma, sigma), (coils,), 1.0, 0.0, 0.0, 0.0)
+
+
+def draw_case(number: int, slices: list[Slice], n: int, seed: int = 31) -> Iterator[tuple[str, Sample]]:
+    """Yield `n` scans of `CASES[number]`, the same for the same seed, each with its subject."""
+    rng = np.random.default_rng([seed, number])
+    weight = np.array([each.weight for each in slices])
+    for _ in range(n):
+        source = slices[rng.choice(len(slices), p=weight / weight.sum())]
+        yield source.subject, draw_sample(rng, source, draw_of(*CASES[number]))
+
+
+def case_words(number: int) -> str:
+    """Return what the scans of `CASES[number]` are."""
+    coils, acceleration, sigma = CASES[number]
+    return f"coils {coils}, R = {acceleration}, 24 calibration lines, noise {sigma:g} of the peak"
+
+
+def run_session(session: Any, sample: Sample) -> Array:
+    """Return what the network in an ONNX Runtime session makes of a scan, as at run time: complex64 (slice, y, x)."""
+    inputs, _ = to_tensors(sample, torch.device("cpu"))
+    image = unprepare(session.run(["image"], feed(inputs))[0], sample.prepared)
+    return keep_measured(sample.kspace, sample.maps, image)
+
+
+def feed(inputs: Sequence[Tensor]) -> dict[str, Array]:
+    """Return a network's inputs by name."""
+    return {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
+
+
+def psnr(image: Array, sample: Sample) -> float:
+    """PSNR in dB of magnitudes where coils see anything, the peak being the truth's 99.9th percentile."""
+    truth = np.abs(sample.target) * sample.prepared.scale[:, None, None]
+    inside = np.abs(sample.maps.maps).sum(1) > 0
+    error = np.abs(image)[inside] - truth[inside]
+    return float(10 * np.log10(np.percentile(truth[inside], 99.9) ** 2 / np.mean(error**2)))
 
 
 def validate(network: UnrolledNetwork, samples: list[Sample], device: torch.device) -> list[float]:

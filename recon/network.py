@@ -27,17 +27,18 @@ class TrainedRange:
 
 @dataclass(frozen=True)
 class Variant:
-    """The same weights in another precision. file: its name. sha256: of that file, 64 hexadecimal digits."""
+    """The same network in another precision. file: its name. sha256: of it. why_not: "" where it may be used."""
 
     file: str
     sha256: str
+    why_not: str = ""
 
 
 @dataclass(frozen=True)
 class Card:
     """A model card, as far as it matters at run time. sha256: of the float32 model file, 64 hexadecimal digits.
 
-    precisions: other files of the same weights, by the precision of their convolutions ("float16").
+    precisions: other files of the same weights, by the precision of their convolutions ("float16", "int8").
     """
 
     name: str
@@ -68,11 +69,11 @@ def read_card(content: Mapping[str, Any]) -> Card:
         low, high = found.pop("matrix")
         trained = TrainedRange((int(low), int(high)), **{name: float(value) for name, value in found.items()})  # type: ignore[arg-type]
         others = {
-            precision: Variant(str(each["file"]), str(each["sha256"]))
+            precision: Variant(str(each["file"]), str(each["sha256"]), str(each.get("why_not", "")))
             for precision, each in content.get("precisions", {}).items()
         }
         return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained, others)
     except KeyError as error:
         raise ModelError(f"the model card has no {error.args[0]!r}") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"the model card's trained_range or precisions cannot be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 from edge.backends import ort
+from edge.command import main
 from edge.model import MODEL, RECONSTRUCTION, load_card
+from edge.simulate import simulate_file
 from edge.supply import Supply
 from recon.errors import BackendError, ModelError
-from recon.network import Network
+from recon.network import Network, read_card
+from recon.protocol import Protocol
 from recon.scan import CoilMaps
 from recon.unrolled import prepare
 from tests.test_unrolled import lines, scan, smooth_image, smooth_maps
@@ -107,8 +111,6 @@ def test_weights_that_are_not_the_cards_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
-    import hashlib
-
     content = b"no network"
     (tmp_path / MODEL).write_bytes(content)
     card = json.loads((RECONSTRUCTION / "card.json").read_text())
@@ -117,3 +119,73 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
         Supply(tmp_path)
     with pytest.raises(BackendError, match="not built in"):
         Supply(RECONSTRUCTION, "abacus")
+
+
+def with_int8(folder: Path, **changes: object) -> Path:
+    """Return a model folder that offers int8, its file the float32 one: what matters is which file is opened."""
+    shutil.copytree(RECONSTRUCTION, folder)
+    shutil.copy(folder / MODEL, folder / "model.int8.onnx")
+    with (folder / "model.int8.onnx").open("ab") as file:
+        file.write(b"\x72\x00")  # an empty metadata entry: the same network, another hash
+    digest = hashlib.sha256((folder / "model.int8.onnx").read_bytes()).hexdigest()
+    int8 = {"file": "model.int8.onnx", "sha256": digest, "offered": True, "why_not": "", **changes}
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "precisions": {**card["precisions"], "int8": int8}}))
+    return folder
+
+
+def test_int8_is_opened_where_the_card_offers_it(tmp_path: Path) -> None:
+    folder = with_int8(tmp_path / "model")
+    plain, int8 = Supply(folder).network(), Supply(folder, "cpu", precision="int8").network()
+    assert int8.backend == f"{plain.backend} int8"
+    assert "int8" not in plain.backend
+    assert int8.card.sha256 == plain.card.precisions["int8"].sha256
+    assert int8.card.sha256 != plain.card.sha256
+    inputs = _inputs()
+    np.testing.assert_array_equal(int8.run(inputs)["image"], plain.run(inputs)["image"])
+
+
+def test_int8_that_loses_too_much_is_refused_in_words(tmp_path: Path) -> None:
+    why_not = "it loses 0.75 dB on average for coils 8, R = 2; at most 0.2 are allowed"
+    folder = with_int8(tmp_path / "model", offered=False, why_not=why_not)
+    with pytest.raises(ModelError, match=r"does not offer int8: it loses 0\.75 dB on average for coils 8, R = 2"):
+        Supply(folder, "cpu", precision="int8")
+    assert Supply(folder).card.sha256 == load_card(folder).sha256  # float32 goes on
+
+
+def test_int8_that_was_never_measured_or_is_another_file_is_refused(tmp_path: Path) -> None:
+    folder = with_int8(tmp_path / "model")
+    (folder / "model.int8.onnx").write_bytes((folder / MODEL).read_bytes())
+    with pytest.raises(ModelError, match=r"model\.int8\.onnx has sha256 .* not the same weights"):
+        Supply(folder, "cpu", precision="int8")
+    (folder / "model.int8.onnx").unlink()
+    with pytest.raises(ModelError, match=r"lacks model\.int8\.onnx"):
+        Supply(folder, "cpu", precision="int8")
+    card = json.loads((folder / "card.json").read_text())
+    del card["precisions"]["int8"]
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match="comes in float32, float16; there is no int8"):
+        Supply(folder, "cpu", precision="int8")
+    with pytest.raises(ModelError, match="there is no int4"):
+        Supply(folder, "cpu", precision="int4")
+
+
+def test_an_int8_section_that_cannot_be_read_is_a_model_error() -> None:
+    card = json.loads((RECONSTRUCTION / "card.json").read_text())
+    for broken in ({"int8": {}}, {"int8": {"file": "x"}}, {"int8": 3}, 3):
+        with pytest.raises(ModelError, match="card"):
+            read_card({**card, "precisions": broken})
+
+
+def test_recon_takes_the_precision_and_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan_file = tmp_path / "head.h5"
+    simulate_file(scan_file, Protocol(matrix=(96, 96), n_slices=1, n_coils=4, acceleration=2, snr=40.0), "none", 1)
+    folder = with_int8(tmp_path / "model")
+    words = ["recon", str(scan_file), "--method", "network", "--model", str(folder), "--precision", "int8"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    (volume,) = json.loads((tmp_path / "out" / "report.json").read_text())["volumes"]
+    assert volume["backend"].endswith("CPU int8")
+    assert volume["model_sha256"] == hashlib.sha256((folder / "model.int8.onnx").read_bytes()).hexdigest()
+    (folder / "model.int8.onnx").unlink()
+    assert main([*words, "--out", str(tmp_path / "none")]) == 1
+    assert "lacks model.int8.onnx" in capsys.readouterr().err

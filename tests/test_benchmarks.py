@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from benchmarks import durability, gpu, intake, peers, speed, stability
+from benchmarks import durability, energy, gpu, intake, peers, speed, stability
 from benchmarks.scores import compare
+from tests.fake_network import FakeNetwork
+from tests.test_power import hwmon
 
 
 def test_intake_counts_what_it_sent() -> None:
@@ -99,3 +101,25 @@ def test_a_machine_without_a_gpu_has_a_reason_in_every_row() -> None:
     assert len(rows) == 5
     for row in rows:
         assert ("reason" in row) != (row.get("ssim", 0) > 0.999)
+
+
+def test_energy_counts_each_way_with_each_meter(tmp_path: Path) -> None:
+    hwmon(tmp_path, 0, {1: ("VDD_IN", 1000, 2000)})
+    found = energy.measure(FakeNetwork(), 96, 4, 0.01, tmp_path)
+    energy.show(found)
+    assert found["meters"] == [{"source": "INA3221", "name": "VDD_IN"}]
+    assert [row["way"] for row in found["rows"]] == ["idle", "classical", "network"]
+    for row in found["rows"]:
+        assert row["watts"] == pytest.approx(2.0, rel=0.05)  # rounded
+    assert all(row["joules_per_slice"] > 0 for row in found["rows"][1:])
+
+
+def test_energy_without_meters_is_unavailable_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = energy.Survey([], ["no INA3221 in hwmon", "no RAPL in powercap"])
+    monkeypatch.setattr(energy, "look_for_meters", lambda root: nothing)
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(sys, "argv", ["energy", "--matrix", "96", "--seconds", "0", "--out", str(path)])
+    energy.main()
+    record = json.loads(path.read_text())
+    assert record["results"] == {"meters": [], "unavailable": nothing.reasons, "rows": []}
+    assert record["settings"]["model"]

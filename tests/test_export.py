@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import onnx
 import torch
 
 from edge.model import MODEL, RECONSTRUCTION
-from export import train, validation
+from edge.supply import Supply
+from export import quantise, train, validation
 from export.muon import Muon, _orthogonal
 from export.network import Encoding, Shape, UnrolledNetwork, solve
 from export.onnx import check_parity, load_onnx, main, to_half, write_onnx
 from export.simulated import draw_sample
 from export.validation import to_tensors
+from recon.errors import ModelError
 from recon.unrolled import INPUTS
 from tests.fake_network import normal
 from tests.test_simulated import PLAIN, disc
@@ -93,6 +96,91 @@ def test_half_precision_leaves_data_consistency_alone(tmp_path: Path) -> None:
     assert all(by_type["Conv"])
     assert not any(by_type["MatMul"])
     assert not any(by_type["ReduceSum"])
+
+
+def test_int8_takes_the_chosen_convolutions_alone(tmp_path: Path) -> None:
+    source, path = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    sample = draw_sample(np.random.default_rng(2), disc(), PLAIN)
+    write_onnx(network(), sample, source)
+    seen = quantise.observe(source, [sample])
+    quantise.write_int8(source, path, seen, quantise.Recipe(99.9, ("enter", "leave"), 1))
+    graph = onnx.load(str(path)).graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    stored = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    n_int8 = 0
+    for node in graph.node:
+        sources = [made_by[name].op_type if name in made_by else "" for name in node.input]
+        weight = node.input[1] if node.op_type in ("Conv", "ConvTranspose") else ""
+        if weight.startswith("regularisers.0.") and "enter" not in weight and "leave" not in weight:
+            assert sources == ["DequantizeLinear", "DequantizeLinear", ""]  # biases stay
+            levels, scales, zeros = (stored[name] for name in made_by[weight].input)
+            assert levels.dtype == np.int8
+            assert len(scales) == levels.shape[0 if node.op_type == "Conv" else 1]
+            assert not zeros.any()
+            assert stored[made_by[node.input[0]].input[2]] == 0  # symmetric, as TensorRT wants it
+            n_int8 += 1
+        elif node.op_type != "QuantizeLinear":
+            assert "DequantizeLinear" not in sources
+    assert n_int8 == 11
+
+
+def test_int8_is_read_by_tensorrts_parser(tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: no parser for engines")
+    source, path = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    sample = draw_sample(np.random.default_rng(2), disc(), PLAIN)
+    write_onnx(network(), sample, source)
+    quantise.write_int8(source, path, quantise.observe(source, [sample]), quantise.Recipe(100.0))
+    log = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(log)
+    parsed = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(parsed, log)
+    assert parser.parse(path.read_bytes()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    kinds = [parsed.get_layer(i).type for i in range(parsed.num_layers)]
+    assert (
+        kinds.count(trt.LayerType.QUANTIZE) >= 20
+    )  # what goes into the 13 convolutions of two cascades, shared ones once
+
+
+@pytest.mark.parametrize("limit_db", [100.0, -100.0])
+def test_int8_is_offered_by_what_it_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_db: float) -> None:
+    monkeypatch.setattr(quantise, "load_slices", lambda folder, split, every=2: [disc()])
+    monkeypatch.setattr(quantise, "MAX_LOSS_DB", limit_db)
+    monkeypatch.setattr(quantise, "IN_FLOAT", (((), 0),))
+    monkeypatch.setattr(quantise, "PERCENTILES", (100.0, 99.9))
+    monkeypatch.setattr(quantise, "CASES", validation.CASES[-1:])
+    monkeypatch.setattr(validation, "CASES", validation.CASES[-1:])
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    write_onnx(network(), draw_sample(np.random.default_rng(2), disc(), PLAIN), model / MODEL)
+    card = json.loads((RECONSTRUCTION / "card.json").read_text())
+    card |= {"sha256": quantise._sha256(model / MODEL), "files": {}}
+    (model / "card.json").write_text(json.dumps(card))
+    words = ["--model", str(model), "--data", str(tmp_path), "--calibration", "2", "--tuning", "1", "--per-case", "2"]
+    quantise.main([*words, "--out", str(out)])
+    written = json.loads((out / "card.json").read_text())
+    (loss,) = written["precisions"]["int8"]["loss"]
+    assert loss["interval_db"][0] <= loss["mean_db"] <= loss["interval_db"][1]
+    assert loss["worst_db"] >= loss["mean_db"]
+    assert len(written["precisions"]["int8"]["tried_on_training_subjects"]) == 2
+    assert (model / "card.json").read_text() == json.dumps(card)  # only `out` is written
+    if limit_db > 0:
+        assert Supply(out, "cpu", precision="int8").network().card.sha256 == written["precisions"]["int8"]["sha256"]
+        assert set(written["files"]) == {quantise.INT8_MODEL}
+    else:
+        assert not (out / quantise.INT8_MODEL).exists()
+        with pytest.raises(ModelError, match="does not offer int8: it loses"):
+            Supply(out, "cpu", precision="int8")
+    (model / MODEL).write_bytes(b"another network")
+    with pytest.raises(SystemExit, match="not the network"):
+        quantise.main(words)
+
+
+def test_the_interval_of_a_loss_knows_whose_scans_they_are() -> None:
+    values = [0.0, 0.0, 1.0, 1.0] * 10
+    alone = quantise._interval(values, [str(n) for n in range(40)])
+    two = quantise._interval(values, ["a", "a", "b", "b"] * 10)
+    assert two[1] - two[0] > alone[1] - alone[0]
+    assert quantise._interval([0.3, 0.3], ["a", "b"]) == pytest.approx((0.3, 0.3))
 
 
 def test_muon_moves_layers_by_orthogonal_steps() -> None:

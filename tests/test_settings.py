@@ -40,6 +40,7 @@ def test_values_are_taken(tmp_path: Path) -> None:
         ("[mrd]\nport = 70000", "mrd.port"),
         ("mrd = 3", "mrd"),
         ("[worker]\nmethod = 'magic'", "worker.method"),
+        ("[network]\nprecision = 'int4'", "network.precision"),
         ("[events]\naddress = 'tcp://0.0.0.0:5570'", "events.address"),
         ("[events]\naddress = 'udp://127.0.0.1:5570'", "events.address"),
         ("[disk]\nmin_free_mib = -1", "disk.min_free_mib"),

@@ -25,13 +25,14 @@ WORDS = {"cpu": "CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 class OrtNetwork:
     """A network in an ONNX Runtime session; see `recon.network.Network`."""
 
-    def __init__(self, model: Path, card: Card, kind: str = "cpu", cache: Path | None = None) -> None:
+    def __init__(self, model: Path, card: Card, kind: str, cache: Path | None, precision: str) -> None:
         """Open the model file on the provider of `kind`, which keeps what it builds in `cache`.
 
         Raises BackendError where the runtime cannot, or would quietly use another provider.
         """
         self.card = card
-        self.backend = f"onnxruntime {onnxruntime.__version__} {WORDS[kind]}"
+        words = () if precision == "float32" else (precision,)
+        self.backend = " ".join(("onnxruntime", onnxruntime.__version__, WORDS[kind], *words))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = THREADS
         options.inter_op_num_threads = 1
@@ -100,8 +101,10 @@ def lacks(kind: str) -> str:
     return f"this build of onnxruntime {onnxruntime.__version__} has no {PROVIDERS[kind]}"
 
 
-def open_network(model: Path, card: Card, kind: str = "cpu", cache: Path | None = None) -> OrtNetwork:
+def open_network(
+    model: Path, card: Card, kind: str = "cpu", cache: Path | None = None, precision: str = "float32"
+) -> OrtNetwork:
     """Return the network in `model`, an ONNX file that `card` describes. Raises BackendError."""
     if not model.is_file():
         raise ModelError(f"the model folder has no {model.name}")
-    return OrtNetwork(model, card, kind, cache)
+    return OrtNetwork(model, card, kind, cache, precision)

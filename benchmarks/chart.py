@@ -43,9 +43,7 @@ class Pen:
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
         """Fill a rectangle, at least a hair wide."""
-        self._draw.rectangle(
-            (x0 * _SCALE, y0 * _SCALE, max(x1, x0 + 0.5) * _SCALE - 1, y1 * _SCALE - 1), fill=colour
-        )
+        self._draw.rectangle((x0 * _SCALE, y0 * _SCALE, max(x1, x0 + 0.5) * _SCALE - 1, y1 * _SCALE - 1), fill=colour)
 
     def line(self, points: Sequence[tuple[float, float]], colour: Colour, width: float = 1) -> None:
         """Draw a line through `points`."""

@@ -59,7 +59,9 @@ class Pen:
 class ChartPanel(Protocol):
     """One part of a chart."""
 
-    title: str
+    @property
+    def title(self) -> str:
+        """What is above it."""
 
     def height(self) -> int:
         """Return how many pixels it needs below its title."""
@@ -81,7 +83,7 @@ class Bars:
     """Horizontal bars of coloured pieces that share one axis from 0: stacked bars, or a time line of each row.
 
     rows: label and pieces. unit: of the axis. notes: a word behind each bar. legend: whether the pieces' names are
-    told.
+    told. names: the order of their colours, so that panels agree; () takes them as they come.
     """
 
     title: str
@@ -89,6 +91,7 @@ class Bars:
     unit: str
     notes: Sequence[str] = ()
     legend: bool = True
+    names: Sequence[str] = ()
     bar: int = 24
 
     def height(self) -> int:
@@ -96,7 +99,7 @@ class Bars:
         return len(self.rows) * (self.bar + 10) + 44 + len(self._legend_rows(WIDTH - 2 * MARGIN)) * 26
 
     def _names(self) -> list[str]:
-        return list(dict.fromkeys(piece.name for _, pieces in self.rows for piece in pieces))
+        return list(dict.fromkeys((*self.names, *(piece.name for _, pieces in self.rows for piece in pieces))))
 
     def _legend_rows(self, width: float) -> list[list[str]]:
         if not self.legend:

@@ -180,13 +180,8 @@ def image_times(sent: Sent, events: Sequence[Event]) -> list[ImageTimes]:
 def summarise(cold: Sequence[ScanTimes], warm: Sequence[ScanTimes], starts_s: Sequence[float]) -> dict[str, Any]:
     """Return a case's figures: quantiles with their samples, and the last scan's images one by one."""
     images = [image for scan in warm for image in scan.images]
-    out: dict[str, Any] = {
-        "start": spread(starts_s, "s"),
-        "cold": {},
-        "warm": {},
-        "stages": {},
-        "unexplained_share": {},
-    }
+    out: dict[str, Any] = {"start": spread(starts_s, "s")}
+    out |= {name: {} for name in ("cold", "warm", "stages", "unexplained_share")}
     for series in SERIES:
         firsts = [next((i for i in scan.images if i.series == series), None) for scan in cold]
         own = [image for image in images if image.series == series]
@@ -205,7 +200,7 @@ def summarise(cold: Sequence[ScanTimes], warm: Sequence[ScanTimes], starts_s: Se
         {
             "slice": image.place.slice,
             "series": image.series,
-            "parts_ms": {k: round(v, 3) for k, v in image.parts.items()},
+            "parts_ms": {name: round(ms, 3) for name, ms in image.parts.items()},
         }
         for image in (warm[-1].images if warm else [])
     ]
@@ -235,14 +230,12 @@ def _show(record: dict[str, Any]) -> None:
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw one row an image of the last case, then the median stages of all cases."""
     last = record["results"][-1]
-    rows: list[tuple[str, list[Segment]]] = []
-    for image in sorted(last["images"], key=lambda i: (i["slice"], SERIES.index(i["series"])))[:20]:
-        rows.append((f"slice {image['slice'] + 1} {image['series']}", stacked(image["parts_ms"])))
-    panels: list[ChartPanel] = [
-        Bars(
-            f"One warm scan: {last['case']}, 0 = its last readout begins to be sent", rows, "ms", _totals(rows), bar=18
-        )
-    ]
+    stages = [each for case in record["results"] for each in case["stages"].values()]
+    names = list(max(stages, key=len)) if stages else []  # the network's have all
+    images = sorted(last["images"], key=lambda each: (each["slice"], SERIES.index(each["series"])))
+    rows = [(f"slice {each['slice'] + 1} {each['series']}", stacked(each["parts_ms"])) for each in images[:20]]
+    title = f"One warm scan: {last['case']}; at 0 the last readout of a slice begins to be sent"
+    panels: list[ChartPanel] = [Bars(title, rows, "ms", _totals(rows), names=names, bar=18)]
     for series in SERIES:
         rows = [
             (case["case"], stacked({name: each["p50_ms"] for name, each in case["stages"][series].items()}))
@@ -250,9 +243,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
             if series in case["stages"]
         ]
         if rows:
-            panels.append(Bars(f"Median stages until the {series} image is back, warm", rows, "ms", _totals(rows)))
-    title = "From the last readout to the image"
-    write_chart(path, title, panels, f"{len(record['results'])} case(s), warm", origin(record))
+            title = f"Median of each stage until the {series} image is back"
+            panels.append(Bars(title, rows, "ms", _totals(rows), names=names))
+    settings = record["settings"]
+    subtitle = f"{settings['scans']} warm scans of {settings['slices']} slices a case, one slice at a time"
+    write_chart(path, "From the last readout to the image", panels, subtitle, origin(record))
 
 
 def _totals(rows: Sequence[tuple[str, Sequence[Segment]]]) -> list[str]:

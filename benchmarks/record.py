@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -12,18 +13,10 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "scanside",
-    "numpy",
-    "scipy",
-    "sigpy",
-    "ismrmrd",
-    "pyzmq",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnx",
-    "torch",
+    *("scanside", "numpy", "scipy", "sigpy", "ismrmrd", "pyzmq", "onnxruntime", "onnxruntime-gpu", "onnx", "torch"),
+    *("cupy", "cupy-cuda12x", "cupy-cuda13x", "tensorrt", "tensorrt_rtx"),
 )
-_PACKAGES += ("cupy", "cupy-cuda12x", "cupy-cuda13x", "tensorrt", "tensorrt_rtx")
+_NUMBERS = re.compile(r"\[\s+((?:-?[\d.e+-]+,\s+)*-?[\d.e+-]+)\s+\]")
 _MODEL = Path("/proc/device-tree/model")  # of a Jetson and other boards
 
 
@@ -45,7 +38,11 @@ def device() -> dict[str, Any]:
 
     A Jetson's power mode is read, never set.
     """
-    found = {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
+    found: dict[str, Any] = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     if gpus := _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").splitlines():
         found["gpu"] = gpus
     try:
@@ -60,6 +57,7 @@ def device() -> dict[str, Any]:
 def write_record(record: dict[str, Any], path: Path | None) -> None:
     """Print the record as JSON, or write it to `path`."""
     content = json.dumps(record, indent=1, allow_nan=False)
+    content = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", content)  # samples: one line a figure
     if path is None:
         print(content)
     else:

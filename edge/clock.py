@@ -27,6 +27,6 @@ class StageClock:
         return {name: round(ms, 1) for name, ms in self.ms.items()}
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Return what was added to each stage after `before`, a former copy of `ms`; stages without any are left out."""
+        """Return what was added to each stage since `before`, a former copy of `ms`, where anything was."""
         added = {name: round(ms - before.get(name, 0.0), 3) for name, ms in self.ms.items()}
         return {name: ms for name, ms in added.items() if ms}

@@ -231,7 +231,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     """Draw one row an image of the last case, then the median stages of all cases."""
     last = record["results"][-1]
     stages = [each for case in record["results"] for each in case["stages"].values()]
-    names = list(max(stages, key=len)) if stages else []  # the network's have all
+    names = list(dict.fromkeys(name for each in sorted(stages, key=lambda s: -len(s)) for name in each))  # most first
     images = sorted(last["images"], key=lambda each: (each["slice"], SERIES.index(each["series"])))
     rows = [(f"slice {each['slice'] + 1} {each['series']}", stacked(each["parts_ms"])) for each in images[:20]]
     title = f"One warm scan: {last['case']}; at 0 the last readout of a slice begins to be sent"

@@ -144,7 +144,9 @@ class Bars:
                 pen.box(at, middle - self.bar / 2, at + width, middle + self.bar / 2, colours[piece.name])
             if number < len(self.notes):
                 reach = max((piece.start + piece.length for piece in pieces), default=0.0)
-                pen.text(begin + (end - begin) * reach / most + 10, middle, self.notes[number], DIM, at="lm")
+                at = begin + (end - begin) * reach / most + 10
+                pen.box(at - 4, middle - 11, at + text_width(self.notes[number]) + 4, middle + 11, BACKGROUND)
+                pen.text(at, middle, self.notes[number], DIM, at="lm")
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,16 @@ def linear_ticks(most: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
     return [round(step * k, 12) for k in range(int(most / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """Return a number with three digits or more, never in powers of ten."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def counted(n: int, what: str) -> str:
+    """Return "1 scanner", "2 scanners"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def plain(words: str) -> str:

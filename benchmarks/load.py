@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chart import Bars, Segment, write_chart
+from benchmarks.chart import Bars, Segment, counted, number, write_chart
 from benchmarks.figures import new_parser, new_progress, origin, spread
 from benchmarks.record import make_record, write_record
 from benchmarks.sender import EncodedScan, Sent, encode_scan, send_scan
@@ -174,8 +174,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
         ("Sent by each scanner, median", "bytes", "MB/s", "p50_mb_per_s"),
         ("From the last byte sent to the server's CLOSE, median", "answer", "s", "p50_s"),
     ):
-        bars = [(f"{r['scanners']} scanner(s)", [Segment(unit, 0.0, r[key][column])]) for r in rows]
-        notes = [f"{r[key][column]:.3g} {unit}" for r in rows]
+        bars = [(counted(r["scanners"], "scanner"), [Segment(unit, 0.0, r[key][column])]) for r in rows]
+        notes = [f"{number(r[key][column])} {unit}" for r in rows]
         panels.append(Bars(title, bars, unit, notes, legend=False))
     about = record["settings"]["scan"]
     paced = f", {record['settings']['rate']:g} readouts/s each" if record["settings"]["rate"] else ", no pause"

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chart import Bars, ChartPanel, Curves, Segment, stacked, write_chart
+from benchmarks.chart import Bars, ChartPanel, Curves, Segment, counted, stacked, write_chart
 from benchmarks.figures import new_parser, new_progress, origin, spread
 from benchmarks.record import make_record, write_record
 from benchmarks.sender import EncodedScan, Sent, encode_scan, send_scan
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace, axes: Mapping[str, Sequence[int]]) -> dict
         scan = encode(folder, args.acceleration, **base)
         rates = []
         for n in args.scanners:
-            progress.update(task, description=f"{n} scanner(s)")
+            progress.update(task, description=counted(n, "scanner"))
             with MeasuredDaemon() as daemon:
                 send_whole(scan, daemon.port)  # the worker is ready
                 rates.append(sustain(daemon, scan, n, args.scans, tick))
@@ -182,12 +182,12 @@ def _show(record: dict[str, Any]) -> None:
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draw slices an hour and memory by scanners, and cost by coils, matrix and slices with its exponent."""
     rows, costs = record["results"]["sustained"], record["results"]["cost"]
-    rates = [(f"{r['scanners']} scanner(s)", [Segment("slices/h", 0.0, r["slices_per_h"])]) for r in rows]
+    rates = [(counted(r["scanners"], "scanner"), [Segment("slices/h", 0.0, r["slices_per_h"])]) for r in rows]
     notes = [f"{r['slices_per_h']:.0f} slices/h · {r['scans_per_h']:.0f} scans/h" for r in rows]
     memory: list[tuple[str, list[Segment]]] = []
     for r in rows:
         daemon, worker = (r["peak_mib"].get(name, 0.0) for name in ("daemon", "worker"))
-        memory.append((f"{r['scanners']} scanner(s)", stacked({"daemon": daemon, "worker": worker})))
+        memory.append((counted(r["scanners"], "scanner"), stacked({"daemon": daemon, "worker": worker})))
     panels: list[ChartPanel] = [
         Bars("Sustained", rates, "slices/h", notes, legend=False),
         Bars("Memory of their own, peak", memory, "MiB", [f"{sum(p.length for p in m):.0f} MiB" for _, m in memory]),

@@ -196,7 +196,7 @@ def summarise(cold: Sequence[ScanTimes], warm: Sequence[ScanTimes], starts_s: Se
     out["scan_done"] = spread([scan.done_ms for scan in warm])
     names = dict.fromkeys(name for scan in warm for name in scan.stage_ms)
     out["scan_stages"] = {name: spread([scan.stage_ms.get(name, 0.0) for scan in warm]) for name in names}
-    out["images"] = [
+    out["example_images"] = [
         {
             "slice": image.place.slice,
             "series": image.series,
@@ -232,7 +232,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     last = record["results"][-1]
     stages = [each for case in record["results"] for each in case["stages"].values()]
     names = list(dict.fromkeys(name for each in sorted(stages, key=lambda s: -len(s)) for name in each))  # most first
-    images = sorted(last["images"], key=lambda each: (each["slice"], SERIES.index(each["series"])))
+    images = sorted(last["example_images"], key=lambda each: (each["slice"], SERIES.index(each["series"])))
     rows = [(f"slice {each['slice'] + 1} {each['series']}", stacked(each["parts_ms"])) for each in images[:20]]
     title = f"One warm scan: {last['case']}; at 0 the last readout of a slice begins to be sent"
     panels: list[ChartPanel] = [Bars(title, rows, "ms", _totals(rows), names=names, bar=18)]

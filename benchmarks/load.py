@@ -115,10 +115,10 @@ def burst(
 
     with ThreadPoolExecutor(n) as pool:
         answers = [answer for each in pool.map(scanner, range(n)) for answer in each]
-    return {"scanners": n, **summarise(scan, answers, n)}
+    return {"scanners": n, **summarise(scan, answers)}
 
 
-def summarise(scan: EncodedScan, answers: Sequence[Sent], n: int) -> dict[str, Any]:
+def summarise(scan: EncodedScan, answers: Sequence[Sent]) -> dict[str, Any]:
     """Return rates of one scanner as samples, of all together, and what came back."""
     came: Counter[int] = Counter(series for answer in answers for _, series, _ in answer.image_s)
     words = Counter(text.strip() for answer in answers for text in answer.texts)
@@ -133,7 +133,6 @@ def summarise(scan: EncodedScan, answers: Sequence[Sent], n: int) -> dict[str, A
         "images_missing": sum(len(answer.missing(scan)) for answer in answers),
         "problems": dict(Counter(answer.problem for answer in answers if answer.problem)),
         "texts": dict(words.most_common(5)),
-        "scanners_used": n,
     }
 
 

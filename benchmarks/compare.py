@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -28,6 +29,7 @@ FASTER, SLOWER, SAME, INCOMPARABLE = "faster", "slower", "no difference seen", "
 MORE, LESS, ONE, FEW = "more", "less", "one number each: no verdict", "too few repeats: no verdict"
 MIN_REPEATS = 5
 _DRAWS = 4000
+_WIDEST = 3.0  # in the picture
 _NAMES = ("case", "part", "method", "scan", "pattern", "peer", "scanners", "value", "series", "slice", "seed")
 _SUMMARIES = ("p50_", "p95_", "p99_", "median_", "least_", "min_")
 _EXAMPLE = "example"  # keys of one run's details, drawn but not compared
@@ -204,7 +206,9 @@ def _show(rows: Sequence[Row], a: Mapping[str, Any], b: Mapping[str, Any], every
         numbers = ["" if v is None else f"{v:.4g}" for v in (row.a, row.b, row.ratio)]
         interval = "" if row.interval is None else f"{row.interval[0]:.3f} … {row.interval[1]:.3f}"
         style = _STYLES.get(row.verdict, "dim")
-        table.add_row(row.name, *numbers, interval, f"[{style}]{row.verdict}[/]{': ' + row.why if row.why else ''}")
+        table.add_row(
+            escape(row.name), *numbers, interval, f"[{style}]{row.verdict}[/]{': ' + row.why if row.why else ''}"
+        )
     if shown:
         console.print(table)
     counts = Counter(row.verdict for row in rows)
@@ -215,11 +219,13 @@ def draw(rows: Sequence[Row], title: str, path: Path, most: int = 40) -> None:
     """Draw the intervals of B / A, the ones farthest from 1 first, at most `most` of them."""
     decided = [(row, row.interval) for row in rows if row.interval is not None]
     decided.sort(key=lambda pair: -abs(np.log(pair[0].ratio or 1.0)))
-    bars = [(row.name[:70], [Segment(row.verdict, low, high - low)]) for row, (low, high) in decided[:most]]
+    ends = [(row, min(low, _WIDEST), min(high, _WIDEST)) for row, (low, high) in decided[:most]]
+    bars = [(row.name[-70:], [Segment(row.verdict, low, high - low)]) for row, low, high in ends]
     notes = [f"{row.ratio:.3f} {row.verdict}" for row, _ in decided[:most]]
-    panel = Bars("Ratio of the medians and its interval", bars, "B / A", notes, names=[SLOWER, SAME, FASTER], bar=16)
+    names = [SAME, MORE, FASTER, SLOWER, LESS]  # whose colours are blue, amber, green, red, violet
+    panel = Bars("Ratio of the medians and its interval", bars, "B / A", notes, names=names, bar=16)
     hidden = f"{len(decided) - most} more are in the table" if len(decided) > most else ""
-    write_chart(path, title, [panel], hidden, "Left of 1 is less")
+    write_chart(path, title, [panel], hidden, f"Left of 1 is less; intervals are drawn up to {_WIDEST:g}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import io
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -151,10 +151,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Curves:
-    """Points of one or more series, joined by lines or not, on linear or log axes.
-
-    labels: words beside the points of a series, where they are to be named.
-    """
+    """Points of one or more series, joined by lines or not, on linear or log axes; their names stand on the right."""
 
     title: str
     series: Mapping[str, Sequence[tuple[float, float]]]
@@ -163,7 +160,6 @@ class Curves:
     log_x: bool = True
     log_y: bool = True
     joined: bool = True
-    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def height(self) -> int:
         """Return how many pixels it needs below its title."""
@@ -175,7 +171,7 @@ class Curves:
         if not points:
             pen.text(left, top + 30, "nothing was measured", DIM)
             return
-        names_width = 0.0 if self.labels else max(text_width(name) for name in self.series) + 40
+        names_width = max(text_width(name) for name in self.series) + 40
         x0, x1, y0, y1 = left + 78, right - names_width - 16, top + 34, top + 400 - 58
         along, x_ticks = _axis([x for x, _ in points], self.log_x, x0, x1)
         up, y_ticks = _axis([y for _, y in points], self.log_y, y1, y0)
@@ -193,30 +189,9 @@ class Curves:
             if self.joined and len(placed) > 1:
                 pen.line(placed, colour, 2)
             for x, y in placed:
-                pen.dot(x, y, colour)
-            if not self.labels:
-                pen.dot(x1 + 24, y0 + 10 + 26 * number, colour, 6)
-                pen.text(x1 + 38, y0 + 10 + 26 * number, name, at="lm")
-        self._name_points(pen, along, up, x1)
-
-    def _name_points(
-        self, pen: Pen, along: Callable[[float], float], up: Callable[[float], float], right: float
-    ) -> None:
-        """Write the points' names beside them, moved down where two would overlap."""
-        taken: list[tuple[float, float, float]] = []
-        named = [
-            (along(x), up(y), label)
-            for name, labels in self.labels.items()
-            for (x, y), label in zip(self.series[name], labels, strict=True)
-        ]
-        for x, y, label in sorted(named, key=lambda each: each[1]):
-            width = text_width(label)
-            start = x + 11 if x + 11 + width <= right + 16 else x - 11 - width
-            at = y
-            while any(abs(at - other) < 19 and start < end and begin < start + width for begin, end, other in taken):
-                at += 3
-            taken.append((start, start + width, at))
-            pen.text(start, at, label, at="lm")
+                pen.dot(x, y, colour, 4.5 if self.joined else 6.5)
+            pen.dot(x1 + 24, y0 + 10 + 26 * number, colour, 6)
+            pen.text(x1 + 38, y0 + 10 + 26 * number, name, at="lm")
 
 
 def write_chart(path: Path, title: str, panels: Sequence[ChartPanel], subtitle: str = "", footer: str = "") -> None:

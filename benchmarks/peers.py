@@ -201,7 +201,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
         "NRMSE against the phantom's truth",
         log_y=False,
         joined=False,
-        labels={row["method"]: [row["method"]] for row in rows},
     )
     about = f"{speed['matrix']}×{speed['matrix']}, {speed['virtual_coils']} virtual coils, R = {speed['acceleration']}"
     about += f", {speed['acs']} calibration lines; all on the same phantom, side by side in one run"

@@ -13,6 +13,7 @@ Debian's program, whose processes last for one command, it is all of the larger 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -166,7 +167,7 @@ def _error(way: str, result: Any, folder: Path, matrix: int, n_coils: int) -> fl
     else:
         image = np.abs(result).reshape(matrix, matrix)
     truth = phantom(matrix, n_coils, _SNR).truth
-    return round(float(compare(truth[None], image[None]).nmse) ** 0.5, 5)
+    return round(math.sqrt(compare(truth[None], image[None]).nmse), 5)
 
 
 def _eager(inputs: dict[str, Any]) -> Callable[[], object]:

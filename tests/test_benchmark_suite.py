@@ -19,6 +19,7 @@ from benchmarks.chart import Bars, Curves, linear_ticks, stacked, write_chart
 from benchmarks.figures import spread
 from benchmarks.sender import EncodedScan, Place, encode_scan, send_scan
 from benchmarks.server import HOST, MeasuredDaemon
+from edge.clock import StageClock
 from edge.mrd import DEFAULT_LIMITS, MessageId, messages
 from edge.rawfile import open_raw
 from recon.errors import DeliveryError
@@ -79,6 +80,31 @@ def test_the_sender_keeps_order_pace_and_gate(small_scan: Path) -> None:
     assert {place for place, _, _ in sent.image_s} == set(scan.lasts)
     assert len(sent.images) == len(sent.image_s)
     assert sent.begun_s <= min(sent.last_readout_s.values()) <= sent.sent_s <= sent.ended_s
+
+
+def test_an_image_event_says_where_its_time_went(small_scan: Path) -> None:
+    with MeasuredDaemon() as daemon:
+        send_scan(encode_scan(open_raw(small_scan)), HOST, daemon.port)
+        daemon.events.wait(0, lambda header: header["kind"] == "scan.done")
+        images = [event.header for event in daemon.events.since(0, "image")]
+    assert len(images) >= SMALL.n_slices
+    for image in images:
+        at = image["moments_s"]
+        assert set(at) == {"spooled", "begun", "made", "sent"}
+        assert at["begun"] <= at["made"] <= at["sent"]
+        assert at["spooled"] is None or at["spooled"] <= at["sent"]
+        assert {"assemble", "classical"} <= set(image["stage_ms"])
+        assert sum(image["stage_ms"].values()) <= 1e3 * (at["made"] - at["begun"]) + 0.1
+
+
+def test_a_clock_tells_what_was_added() -> None:
+    clock = StageClock()
+    with clock.stage("before"):
+        pass
+    before = dict(clock.ms)
+    clock.ms["new"] = 2.0
+    assert clock.since(before) == {"new": 2.0}
+    assert clock.since({}).keys() >= {"new"}
 
 
 def test_nobody_listens() -> None:

@@ -1,9 +1,10 @@
 # make demo   the main job end to end, on the CPU, in less than two minutes after installation
 # make test   every test that this machine can run
 # make check  ruff and mypy --strict
-# make bench  the quick benchmarks
+# make bench  the quick benchmarks; records and pictures in build/bench
 PYTHON ?= python3
 VENV := .venv
+BENCH := build/bench
 RUN := $(VENV)/bin/python
 
 .PHONY: demo test check bench clean
@@ -20,11 +21,18 @@ check: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.dev
-	$(RUN) -m benchmarks.coil_maps
-	$(RUN) -m benchmarks.intake
-	$(RUN) -m benchmarks.peers --quick
-	$(RUN) -m benchmarks.quality --quick
-	$(RUN) -m benchmarks.stability --seeds 1
+	mkdir -p $(BENCH)
+	$(RUN) -m benchmarks.latency --quick --json $(BENCH)/latency.json --png $(BENCH)/latency.png
+	$(RUN) -m benchmarks.throughput --quick --json $(BENCH)/throughput.json --png $(BENCH)/throughput.png
+	$(RUN) -m benchmarks.load --quick --json $(BENCH)/load.json --png $(BENCH)/load.png
+	$(RUN) -m benchmarks.intake --lengths 2000 5000 --json $(BENCH)/intake.json
+	if $(RUN) -c 'import onnx'; then \
+		$(RUN) -m benchmarks.roofline --quick --json $(BENCH)/roofline.json --png $(BENCH)/roofline.png; fi
+	if command -v bart && command -v ismrmrd_generate_cartesian_shepp_logan; then \
+		$(RUN) -m benchmarks.coil_maps --size 128 --repeats 3 --json $(BENCH)/coil_maps.json && \
+		$(RUN) -m benchmarks.peers --quick --data none --json $(BENCH)/peers.json --png $(BENCH) && \
+		$(RUN) -m benchmarks.quality --quick --json $(BENCH)/quality.json; fi
+	$(RUN) -m benchmarks.stability --seeds 1 --json $(BENCH)/stability.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

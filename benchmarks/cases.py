@@ -80,14 +80,18 @@ def subject_case(source: Slice, number: int, folder: Path) -> Case:
     reference = root_sum_of_squares(seen, 0)
     sigma = float(np.exp(rng.uniform(*np.log(SIGMA))))
     path = folder / f"simulated_{number:02}.h5"
-    _write_scan(path, seen, sigma * float(np.percentile(reference, 99.5)), rng)
+    write_scan(path, seen, sigma * float(np.percentile(reference, 99.5)), rng)
     about = {"source": source.source, "subject": source.subject, "contrast": source.contrast, "sigma": round(sigma, 5)}
     about = {"kind": "simulated", "shape": (1, N_COILS, *shape), **about}
     return Case(path.stem, open_raw(path), reference[None], structures[None], about)
 
 
-def _write_scan(path: Path, seen: Array, level: float, rng: np.random.Generator) -> None:
-    """Write every line of coil images, complex64 (coil, y, x), with noise of standard deviation `level` a sample."""
+def write_scan(path: Path, seen: Array, level: float = 0.0, rng: np.random.Generator | None = None) -> None:
+    """Write every line of coil images, complex64 (coil, y, x), with noise of standard deviation `level` a sample.
+
+    With an `rng` four readouts without signal come first, from which the noise can be measured; without one they and
+    the noise are left out.
+    """
     n_coils, n_y, n_x = seen.shape
     voxel_mm = FIELD_MM / max(n_y, n_x)
     protocol = Protocol(
@@ -95,25 +99,27 @@ def _write_scan(path: Path, seen: Array, level: float, rng: np.random.Generator)
     )
     stack = geometry(protocol)
     lines = to_kspace(resize_centred(seen, 2, OVERSAMPLING * n_x), (1, 2))
-    lines = np.concatenate([np.zeros_like(lines[:, :4]), lines], 1)  # four without signal: they measure the noise
-    parts = rng.standard_normal((2, *lines.shape), np.float32) * np.float32(level * 0.5**0.5)
-    lines = lines + parts[0] + 1j * parts[1]
+    n_noise = 0 if rng is None else 4
+    if rng is not None:
+        lines = np.concatenate([np.zeros_like(lines[:, :n_noise]), lines], 1)
+        parts = rng.standard_normal((2, *lines.shape), np.float32) * np.float32(level * 0.5**0.5)
+        lines = lines + parts[0] + 1j * parts[1]
     with RawWriter(path, header_xml(protocol, "held-out subject", SEED)) as writer:
         writer.append(
             Acquisition(
                 lines[:, row],
-                Role.NOISE if row < 4 else Role.IMAGING,
+                Role.NOISE if row < n_noise else Role.IMAGING,
                 ImageKey(0, 0, 0, 0, 0, 0),
-                max(row - 4, 0),
+                max(row - n_noise, 0),
                 center_sample=n_x * OVERSAMPLING // 2,
-                last_in_slice=row == n_y + 3,
-                last_in_repetition=row == n_y + 3,
-                last_in_measurement=row == n_y + 3,
+                last_in_slice=row == n_y + n_noise - 1,
+                last_in_repetition=row == n_y + n_noise - 1,
+                last_in_measurement=row == n_y + n_noise - 1,
                 read_dir=stack.row_dir,
                 phase_dir=stack.col_dir,
                 slice_dir=stack.normal,
             )
-            for row in range(n_y + 4)
+            for row in range(n_y + n_noise)
         )
 
 

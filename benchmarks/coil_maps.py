@@ -159,6 +159,7 @@ def measure(problem: Problem, step: int, n_central: int, repeats: dict[str, int]
             "median_ms": float(np.median(times[method])) if method in times else None,
             "min_ms": min(times[method]) if method in times else None,
             "p95_ms": float(np.percentile(times[method], 95)) if method in times else None,
+            "samples_ms": [round(ms, 3) for ms in times.get(method, ())],
             "sine": None if problem.maps is None else sine(maps, problem.maps, problem.truth > 0),
             "nrmse": scores.nmse**0.5,
             "psnr": scores.psnr,

@@ -1,8 +1,9 @@
 """Is the classical reconstruction as good as the peers' on the same data, and how fast is the whole chain beside them?
 
 Fully sampled phantoms of Debian's generator against `ismrmrd_recon_cartesian_2d`, accelerated ones and real scans
-against BART's `ecalib` and `pics -l2` at the strength that is best against the reference. Then the time and memory of a
-slice, `benchmarks.speed`. The network's accuracy has a benchmark of its own, `benchmarks.quality`.
+against BART's `ecalib` and `pics -l2` at the strength that is best against the reference. Then time, error and memory
+of a slice, `benchmarks.speed`; PyTorch eager where it is installed. The network's accuracy has a benchmark of its own,
+`benchmarks.quality`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.bart import best_sense
+from benchmarks.chart import Curves, write_chart
+from benchmarks.figures import origin
 from benchmarks.ours import REAL, kspaces, reconstruct
 from benchmarks.record import make_record, write_record
 from benchmarks.scores import compare
@@ -42,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one phantom size, and real scans at R = 2 only")
     parser.add_argument("--data", type=Path, default=REAL, help="folder of real ISMRMRD scans (left out where absent)")
-    parser.add_argument("--png", type=Path, metavar="DIR", help="draw each real scan's comparison here")
+    parser.add_argument("--png", type=Path, metavar="DIR", help="draw time against error, and each real scan, here")
     parser.add_argument("--only-speed", action="store_true", help="leave the images out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
@@ -63,7 +66,10 @@ def main() -> None:
     _show(rows, console)
     _show_speed(speed, console)
     settings = {"quick": args.quick, "real": args.data.exists()}
-    write_record(make_record("peers", settings, {"images": rows, "speed": speed}), args.json)
+    record = make_record("peers", settings, {"images": rows, "speed": speed})
+    if args.png:
+        draw(record, args.png / "speed.png")
+    write_record(record, args.json)
 
 
 def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
@@ -80,15 +86,20 @@ def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
             truth = _magnitude(file["dataset/phantom"][0])
             shading = np.sqrt((_magnitude(file["dataset/csm"][0]) ** 2).sum(0))
         raw = open_raw(path)
+        start = time.perf_counter()
         ours = [each["classical"] for each in reconstruct(raw)]
+        ours_s = (time.perf_counter() - start) / len(ours)
         peer_kspaces = kspaces(raw)
         peer_volumes: list[tuple[str, Array]] = []
         if acceleration == 1:
             copy = shutil.copy(path, path.with_name("peer.h5"))  # it writes into the file
+            start = time.perf_counter()
             subprocess.run(["ismrmrd_recon_cartesian_2d", copy], check=True, capture_output=True)
+            peer_s = time.perf_counter() - start
             with h5py.File(copy) as file:
                 images = np.asarray(file["dataset/cpp/data"], np.float32).reshape(-1, matrix, matrix)
             peer_volumes = [("ismrmrd_recon_cartesian_2d", image[None]) for image in images]
+            peer_s /= len(images)
         rows = []
         for number, volume in enumerate(ours):
             # Every method gives the phantom times the coils' joint sensitivity: compared with that, and without a mask.
@@ -97,7 +108,8 @@ def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
             if acceleration == 1:
                 label, peer = peer_volumes[min(number, len(peer_volumes) - 1)]
             else:
-                peer, strength, _ = best_sense(peer_kspaces[number], 24, partial(_closeness, reference, everywhere))
+                closeness = partial(_closeness, reference, everywhere)
+                peer, strength, peer_s = best_sense(peer_kspaces[number], 24, closeness)
                 label = f"bart l2 {strength:g}"
             rows.append(
                 {
@@ -106,6 +118,8 @@ def phantom(matrix: int, coils: int, acceleration: int) -> list[dict[str, Any]]:
                     "peer": label,
                     "ours_nrmse": round(compare(reference, volume.data, everywhere).nmse ** 0.5, 5),
                     "peer_nrmse": round(compare(reference, peer, everywhere).nmse ** 0.5, 5),
+                    "ours_s": round(ours_s, 3),
+                    "peer_s": round(peer_s, 3),
                 }
             )
         return rows
@@ -176,14 +190,32 @@ def _show(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draw time against error of each contender that makes an image."""
+    speed = record["results"]["speed"]
+    rows = [row for row in speed["rows"] if row["nrmse"] is not None]
+    panel = Curves(
+        "Towards the lower left is better",
+        {row["method"]: [(row["median_ms"], row["nrmse"])] for row in rows},
+        "milliseconds a slice, median",
+        "NRMSE against the phantom's truth",
+        log_y=False,
+        joined=False,
+    )
+    about = f"{speed['matrix']}×{speed['matrix']}, {speed['virtual_coils']} virtual coils, R = {speed['acceleration']}"
+    about += f", {speed['acs']} calibration lines; all on the same phantom, side by side in one run"
+    write_chart(path, "Time against error", [panel], about, origin(record))
+
+
 def _show_speed(speed: dict[str, Any], console: Console) -> None:
     table = Table(
         title=f"one slice of {speed['matrix']}×{speed['matrix']}, {speed['virtual_coils']} virtual coils, R = 4"
     )
-    for heading in ("method", "median ms", "least ms", "peak MiB"):
+    for heading in ("method", "median ms", "least ms", "NRMSE", "peak MiB"):
         table.add_column(heading)
     for row in speed["rows"]:
-        table.add_row(*(str(row[name]) for name in ("method", "median_ms", "least_ms", "peak_mib")))
+        words = [str(row[name]) for name in ("method", "median_ms", "least_ms", "nrmse", "peak_mib")]
+        table.add_row(*("" if word == "None" else word for word in words))
     console.print(table)
     for name, ratio in speed["ratios"].items():
         console.print(f"{name}: {ratio:g}")

@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these scans: file stems, simulated_00 and so on")
     parser.add_argument("--sigpy", action="store_true", help="with SigPy's L1WaveletRecon, which is slow")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw each scan's comparison here")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the record here rather than print it")
+    parser.add_argument(
+        "--json", "--out", dest="out", type=Path, metavar="FILE", help="write the record here rather than print it"
+    )
     parser.add_argument("--quick", action="store_true", help="one small scan at the first acceleration")
     args = parser.parse_args()
     network = shipped_network()

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("scanside", "numpy", "scipy", "sigpy", "ismrmrd", "onnxruntime")
+_PACKAGES = (
+    *("scanside", "numpy", "scipy", "sigpy", "ismrmrd", "pyzmq", "onnxruntime", "onnxruntime-gpu", "onnx", "torch"),
+    *("cupy", "cupy-cuda12x", "cupy-cuda13x", "tensorrt", "tensorrt_rtx"),
+)
+_NUMBERS = re.compile(r"\[\s+((?:-?[\d.e+-]+,\s+)*-?[\d.e+-]+)\s+\]")
+_MODEL = Path("/proc/device-tree/model")  # of a Jetson and other boards
 
 
 def make_record(name: str, settings: dict[str, Any], results: Any) -> dict[str, Any]:
@@ -20,16 +26,38 @@ def make_record(name: str, settings: dict[str, Any], results: Any) -> dict[str, 
         "benchmark": name,
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "device": {"cpu": _cpu(), "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "device": device(),
         "versions": {"python": platform.python_version(), **_versions(), "bart": _bart()},
         "settings": settings,
         "results": results,
     }
 
 
+def device() -> dict[str, Any]:
+    """Return what is measured on: processor, and where there are any, graphics cards, board and power mode.
+
+    A Jetson's power mode is read, never set.
+    """
+    found: dict[str, Any] = {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if gpus := _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").splitlines():
+        found["gpu"] = gpus
+    try:
+        found["board"] = _MODEL.read_text("utf-8", "replace").strip("\0\n ")
+    except OSError:
+        return found
+    if mode := _output("nvpmodel", "-q"):
+        found["power_mode"] = " ".join(mode.split())
+    return found
+
+
 def write_record(record: dict[str, Any], path: Path | None) -> None:
     """Print the record as JSON, or write it to `path`."""
     content = json.dumps(record, indent=1, allow_nan=False)
+    content = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", content)  # samples: one line a figure
     if path is None:
         print(content)
     else:

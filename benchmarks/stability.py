@@ -157,7 +157,9 @@ def main() -> None:
     """Run all checks; print a table and one JSON record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stability", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="heads (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the record here rather than print it")
+    parser.add_argument(
+        "--json", "--out", dest="out", type=Path, metavar="FILE", help="write the record here rather than print it"
+    )
     args = parser.parse_args()
     network = shipped_network()
     if network is None:

@@ -10,10 +10,11 @@ everything up to the image is made there, and images come back.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -69,6 +70,8 @@ class SliceImage:
     `series`: "classical", sent first and always, or "network". `reason`: why no network's image follows this one.
     `volume_index`: which volume of the scan it belongs to, of `n_slices` slices as far as the header tells.
     `message_end`: offset in the stream behind the readout that completed it (0: none did), to tell when that came.
+    `begun_s`, `made_s`: when, on the monotonic clock, that readout was taken up and the image was there; `stage_ms`:
+    how the time between went by stage. A network's image counts the classical one, from which it starts.
     """
 
     key: ImageKey
@@ -80,6 +83,16 @@ class SliceImage:
     message_end: int
     method: str
     reason: str = ""
+    begun_s: float = 0.0
+    made_s: float = 0.0
+    stage_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Begin(NamedTuple):
+    """When work for an image began, monotonic, and what the clock's stages had by then."""
+
+    at_s: float
+    stage_ms: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +156,15 @@ class Chain:
             self.left_out["compressed samples are not supported; plain complex64 is needed"] += 1
             return
         keys: list[ImageKey] = []
+        begin = self._begin()
         with self.clock.stage("assemble"):
             try:
                 keys = self._assembler.add(to_acquisition(readout.header, readout.samples))
             except (AcquisitionError, ShapeError) as error:
                 self.left_out[str(error)] += 1
         for key in keys:
-            self._make(self._assembler, key, message_end)
+            self._make(self._assembler, key, message_end, begin)
+            begin = self._begin()
 
     def work_ahead(self) -> bool:
         """Make the coil maps of one slice whose calibration lines have come; return False where none waits."""
@@ -208,6 +223,9 @@ class Chain:
     def _main_fault(self) -> str:
         return self.left_out.most_common(1)[0][0] if self.left_out else "none of them was imaging data"
 
+    def _begin(self) -> _Begin:
+        return _Begin(time.monotonic(), dict(self.clock.ms))
+
     def _is_stale(self, assembler: Assembler, key: ImageKey) -> bool:
         """Whether the calibration lines of `key` are others than those its maps were made of."""
         n = assembler.n_calibrating(key)
@@ -234,8 +252,9 @@ class Chain:
         coils = sense_coils(calibration, n_ky, assembler.n_coils, assembler.has_noise, self._stage)
         self._coils[key] = (assembler.n_calibrating(key), coils)
 
-    def _make(self, assembler: Assembler, key: ImageKey, message_end: int) -> None:
-        """Reconstruct one image key and hand it on."""
+    def _make(self, assembler: Assembler, key: ImageKey, message_end: int, begin: _Begin | None = None) -> None:
+        """Reconstruct one image key and hand it on; `begin` where the work for it began before this call."""
+        begin = begin or self._begin()
         if not self._may_make(key):
             self.set_aside.append(key)
             assembler.discard(key)
@@ -258,7 +277,10 @@ class Chain:
 
         def send(image: Image, series: str, reason: str) -> None:
             self.n_images += 1
-            made = SliceImage(key, series, image.data, geometry, n_slices, index, message_end, image.method, reason)
+            made = SliceImage(
+                key, series, image.data, geometry, n_slices, index, message_end, image.method, reason,
+                begin.at_s, time.monotonic(), self.clock.since(begin.stage_ms),
+            )  # fmt: skip
             self._on_image(made)
 
         reason = self._refusal(classical)

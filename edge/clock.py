@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -25,3 +25,8 @@ class StageClock:
     def rounded(self) -> dict[str, float]:
         """Return the times to a tenth of a millisecond, for a report."""
         return {name: round(ms, 1) for name, ms in self.ms.items()}
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Return what was added to each stage since `before`, a former copy of `ms`, where anything was."""
+        added = {name: round(ms - before.get(name, 0.0), 3) for name, ms in self.ms.items()}
+        return {name: ms for name, ms in added.items() if ms}

@@ -227,9 +227,10 @@ class Daemon:
             scan.outbox.put_nowait(("WARNING", "the readouts carry no usable directions: an axial plane is assumed"))
         scan.outbox.put_nowait(encode_image(image if len(image) > 1 else image[0], image_info(report, scan.n_sent + 1)))
         scan.n_sent += 1
-        last_line_at = scan.arrived_at(report["message_end"])
+        last_line_at, now = scan.arrived_at(report["message_end"]), time.monotonic()
         if last_line_at is not None:
-            scan.latencies_ms.append((time.monotonic() - last_line_at) * 1e3)
+            scan.latencies_ms.append((now - last_line_at) * 1e3)
+        moments = {"spooled": last_line_at, "begun": report["begun_s"], "made": report["made_s"], "sent": now}
         low, high = display_window(image)
         scan.window_high = max(scan.window_high, high)
         for number, plane in enumerate(image):
@@ -245,6 +246,8 @@ class Daemon:
                 "spacing_mm": report["spacing_mm"],
                 "window": [low, scan.window_high],
                 "sha256": digest,
+                "stage_ms": report["stage_ms"],
+                "moments_s": moments,
             }
             self._publish("image", scan.scan_id, fields, plane.tobytes())
 

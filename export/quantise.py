@@ -1,11 +1,11 @@
 """The network with 8-bit convolutions, for those who ask for it: `python -m export.quantise --model DIR --data DATA`.
 
 Writes model.int8.onnx beside model.onnx and the section "precisions.int8" of card.json. Weights become int8 with a
-scale for each channel, what goes into a convolution int8 with one scale, both symmetric, as Q/DQ pairs that TensorRT and ONNX Runtime
-take; sums, biases and all of data consistency keep float32. Where values are clipped, and which layers stay in float32,
-is chosen on training subjects: as little in float32 as keeps the loss there small, clipped where it is least.
-Then the loss is measured on held-out subjects, and int8 is offered only where it is small everywhere; where it is not,
-the card says by how much and the file is not kept.
+scale for each channel, what goes into a convolution int8 with one scale, both symmetric, as Q/DQ pairs that TensorRT
+and ONNX Runtime take; sums, biases and all of data consistency keep float32. Where values are clipped, and which
+layers stay in float32, is chosen on training subjects: as little in float32 as keeps the loss there small, clipped
+where it is least. Then the loss is measured on held-out subjects, and int8 is offered only where it is small
+everywhere; where it is not, the card says by how much and the file is not kept.
 
 Sources: Nagel et al., arXiv:2106.08295 (2021), for clipping, and first and last layers that stay as they are; NVIDIA,
 "Working with quantized types", for what TensorRT takes: symmetric, weights by channel, Q/DQ at the inputs alone.

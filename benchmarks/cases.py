@@ -23,6 +23,12 @@ SEED = 0
 SHAPES = ((256, 256), (256, 224), (288, 256), (240, 240))  # of the simulated scans, in turns
 N_COILS = 8
 SIGMA = (0.003, 0.03)  # of the peak, the noise's standard deviation
+# Lesions of real scans that stand out in the reference: centre line, centre column and radius in voxels, by slice;
+# outlined at half of the contrast between their centre and what is around it.
+LESIONS = {
+    "hku_6A_FSE": ((77, 44, 9.7), (78, 43, 10.0), (79, 42, 9.2), (80, 41, 8.4)),
+    "hku_6A_GRE": ((45, 121, 11.3), (44, 123, 11.1), (43, 124, 9.5), (42, 125, 8.5)),
+}
 
 
 class Case(NamedTuple):
@@ -44,7 +50,15 @@ def real_case(path: Path) -> Case:
     raw = open_raw(path)
     kspace = kspaces(raw)[0]
     reference = root_sum_of_squares(to_image(kspace, axes=(2, 3)), 1)
-    return Case(path.stem, raw, reference, None, {"kind": "real", "shape": kspace.shape})
+    return Case(path.stem, raw, reference, lesions(path.stem, reference.shape), {"kind": "real", "shape": kspace.shape})
+
+
+def lesions(name: str, shape: tuple[int, ...]) -> Array | None:
+    """Return where a real scan's lesions are, bool (slice, y, x), their edge left out; None where none is known."""
+    if name not in LESIONS:
+        return None
+    y, x = np.arange(shape[1])[:, None], np.arange(shape[2])
+    return np.stack([np.hypot(y - y_0, x - x_0) < 0.8 * radius for y_0, x_0, radius in LESIONS[name]])
 
 
 def head_case(folder: Path) -> Case:

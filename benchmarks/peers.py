@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one phantom size, and real scans at R = 2 only")
     parser.add_argument("--data", type=Path, default=REAL, help="folder of real ISMRMRD scans (left out where absent)")
     parser.add_argument("--png", type=Path, metavar="DIR", help="draw time against error, and each real scan, here")
-    parser.add_argument("--only-speed", action="store_true", help="leave the images out")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--only-speed", action="store_true", help="leave the images out")
+    part.add_argument("--only-images", action="store_true", help="leave the speed out, which a busy machine spoils")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
     jobs: list[Callable[[], list[dict[str, Any]]]] = [
@@ -62,12 +64,13 @@ def main() -> None:
     with Progress(console=console) as progress:
         for job in progress.track([] if args.only_speed else jobs, description="scans"):
             rows += job()
-        speed = measure_speed(progress, *((96, 4, 1) if args.quick else ()))
+        speed = None if args.only_images else measure_speed(progress, *((96, 4, 1) if args.quick else ()))
     _show(rows, console)
-    _show_speed(speed, console)
+    if speed is not None:
+        _show_speed(speed, console)
     settings = {"quick": args.quick, "real": args.data.exists()}
     record = make_record("peers", settings, {"images": rows, "speed": speed})
-    if args.png:
+    if args.png and speed is not None:
         draw(record, args.png / "speed.png")
     write_record(record, args.json)
 

@@ -190,7 +190,7 @@ def measure(
             volumes["classical"].geometry,
             [len(case.reference) // 2],
             f"{case.name}, R = {acceleration}, {acs} calibration lines",
-            "Reference: " + ("noise-free" if case.structures is not None else "root-sum-of-squares of all lines"),
+            "Reference: " + ("noise-free" if case.about["kind"] == "simulated" else "root-sum-of-squares of all lines"),
             truth_name="Reference",
             error_gain=5,
             panel_px=280,

@@ -144,7 +144,12 @@ def nothing(network: Network, head: Head, acceleration: int, seed: int = 0) -> d
     start = reconstruct_classical(kspace, head.encoding).start
     assert start is not None
     zeros = np.zeros_like(start.kspace.samples)
-    empty = replace(start, kspace=replace(start.kspace, samples=zeros), image=np.zeros_like(start.image))
+    empty = replace(
+        start,
+        kspace=replace(start.kspace, samples=zeros),
+        image=np.zeros_like(start.image),
+        unexplained=np.zeros_like(start.unexplained),
+    )
     inside = head.truth > 0.1 * head.truth.max()
     return {
         "largest_of_zeros": float(np.abs(reconstruct_network(network, empty, head.encoding).data).max()),

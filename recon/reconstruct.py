@@ -21,8 +21,8 @@ from recon.fourier import to_image
 from recon.network import Network
 from recon.placement import to_recon_grid
 from recon.scan import CoilMaps, Encoding, KSpace
-from recon.sense import cg_sense
-from recon.unrolled import reconstruct_unrolled, refusal
+from recon.sense import add_unexplained, cg_sense, unexplained
+from recon.unrolled import noise_level, reconstruct_unrolled, refusal
 
 # Peak given to calibration lines of unknown noise, where the estimator expects units of noise: its own threshold then
 # decides what is signal. Measured on real scans: never worse than an estimated level, up to 0.8 dB better.
@@ -72,13 +72,15 @@ class Start:
     """The problem that was solved classically, for a network to go on from.
 
     kspace: in virtual coils. maps: of those. image: complex64 (slice, y, x), the classical solution, in units of the
-    noise. native: float32 (slice, y, x), native units per unit of the noise at each place. steps: how it came to be.
+    noise. unexplained: float32 (slice, y, x), power that the maps leave out (`recon.sense.unexplained`), in noise
+    variances. native: float32 (slice, y, x), native units per unit of the noise at each place. steps: how it came.
     All arrays are of one module (NumPy or CuPy).
     """
 
     kspace: KSpace
     maps: CoilMaps
     image: Array
+    unexplained: Array
     native: Array
     steps: tuple[str, ...]
 
@@ -158,10 +160,11 @@ def reconstruct_classical(
         steps.append(f"{n_coils} coils compressed to their principal components")
     with stage("classical"):
         image = cg_sense(compressed, coils.maps)
+        left_out = unexplained(compressed, coils.maps, image, _levels(compressed))
         native = _native_sensitivity(kspace, coils)
-        magnitude = _magnitude(image * native, encoding)
-    steps += ["ESPIRiT coil maps", "regularised CG-SENSE"]
-    start = Start(compressed, coils.maps, image, native, tuple(steps))
+        magnitude = _magnitude(add_unexplained(image, left_out) * native, encoding)
+    steps += ["ESPIRiT coil maps", "regularised CG-SENSE", "signal of measured lines that the maps leave out, added"]
+    start = Start(compressed, coils.maps, image, left_out, native, tuple(steps))
     return Classical(Image(magnitude, "sense", start.steps), start)
 
 
@@ -177,7 +180,7 @@ def reconstruct_network(network: Network, start: Start, encoding: Encoding, stag
     """
     with stage("network"):
         image = reconstruct_unrolled(network, start.kspace, start.maps, start.image)
-        magnitude = _magnitude(image * start.native, encoding)
+        magnitude = _magnitude(add_unexplained(image, start.unexplained) * start.native, encoding)
     card = network.card
     steps = (*start.steps, f"unrolled network {card.name} {card.version} with data consistency")
     return Image(magnitude, "network", steps, card.sha256, network.backend)
@@ -197,6 +200,14 @@ def _combined(kspace: KSpace, encoding: Encoding) -> Array:
         samples = xp.tensordot(weights, kspace.samples, axes=(0, 1))
         power = power + xp.abs(to_recon_grid(to_image(samples, axes), encoding)) ** 2
     return to_host(xp.sqrt(power))
+
+
+def _levels(kspace: KSpace) -> Array:
+    """Return the standard deviation of the noise in the samples of each slice, float (slice)."""
+    n_x = kspace.samples.shape[-1]
+    if kspace.slice_encoded:
+        return np.full(len(kspace.samples), noise_level(kspace.samples.reshape(1, -1, n_x), kspace.noise_is_measured))
+    return np.array([noise_level(each, kspace.noise_is_measured) for each in kspace.samples])
 
 
 def _to_native(kspace: KSpace) -> Array:

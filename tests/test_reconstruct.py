@@ -320,7 +320,7 @@ def test_steps_say_what_was_done(with_noise: bool) -> None:
     image = reconstruct_classical(kspace, FIELD, "auto", None, stage).image
     expected = "noise readout" if with_noise else "level estimated from outer k-space"
     assert image.steps[0] == f"noise prewhitened ({expected})"
-    assert image.steps[-1] == "regularised CG-SENSE"
+    assert image.steps[-2:] == ("regularised CG-SENSE", "signal of measured lines that the maps leave out, added")
     assert {"compress", "maps", "classical"} <= set(marked)
 
 

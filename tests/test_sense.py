@@ -17,7 +17,15 @@ from recon.errors import ShapeError
 from recon.fourier import to_image, to_kspace
 from recon.prior import SignalPrior, learn_prior
 from recon.scan import CoilMaps, KSpace
-from recon.sense import SenseOperator, calibration_image, cg_sense, root_sum_of_squares, zero_filled
+from recon.sense import (
+    SenseOperator,
+    add_unexplained,
+    calibration_image,
+    cg_sense,
+    root_sum_of_squares,
+    unexplained,
+    zero_filled,
+)
 from tests.test_coils import head, smooth_coils
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -289,3 +297,52 @@ def test_not_worse_than_bart_on_real_scans(name: str, step: int, n_central: int,
     result = score.score(score.reference(path), np.abs(found))
     assert result["psnr"] >= psnr
     assert result["ssim"] >= ssim
+
+
+def _second_source(share: float, step: int, noise: float = 1.0) -> tuple[KSpace, CoilMaps, Any, Any]:
+    """Return a scan whose coils also see a bright disc that their maps know nothing of; and the right image."""
+    maps, image = smooth_coils(6, 64, 48), 60 * head(64, 48)
+    y, x = np.arange(64)[:, None], np.arange(48)
+    disc = share * 60 * (np.hypot(y - 30, x - 24) < 6)
+    turned = maps[::-1] * np.exp(2j * np.pi * np.arange(6) / 6)[:, None, None]  # the coils in another order
+    own = maps * image + turned * disc
+    both = scan(np.ones_like(maps[:1]), np.zeros((1, 64, 48)), every(64, step, 20))
+    lines = to_kspace(own[None], (2,)) + noise * complex_normal(np.random.default_rng(1), (1, 6, 64, 48))
+    lines = (lines * (both.averages > 0)[:, None, :, None]).astype(np.complex64)
+    kspace = KSpace(lines, both.averages, 1.0, True, lines[:, :, 22:42])
+    return kspace, CoilMaps(maps[None]), np.sqrt((np.abs(own) ** 2).sum(0))[None], disc[None] > 0
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_what_maps_leave_out_is_added(step: int) -> None:
+    kspace, maps, right, disc = _second_source(0.8, step)
+    image = cg_sense(kspace, maps)
+    power = unexplained(kspace, maps, image, np.ones(1))
+    whole = add_unexplained(image, power)
+    inside = np.abs(np.abs(image) - right)[disc].mean()
+    assert np.abs(np.abs(whole) - right)[disc].mean() < (0.3 if step == 1 else 0.75) * inside
+    np.testing.assert_allclose(np.angle(whole[disc]), np.angle(image[disc]), atol=1e-5)
+    doubled = replace(kspace, samples=2 * kspace.samples)
+    np.testing.assert_allclose(
+        unexplained(doubled, maps, 2 * image, 2 * np.ones(1)), 4 * power, rtol=1e-3, atol=1e-3 * power.max()
+    )
+
+
+def test_where_maps_explain_all_nothing_is_added_but_a_little_noise() -> None:
+    kspace, maps, _, _ = _second_source(0.0, 2)
+    image = cg_sense(kspace, maps)
+    power = unexplained(kspace, maps, image, np.ones(1))
+    assert power.min() >= 0
+    assert power.mean() < 0.5  # variances of the noise, of 2.5 that were taken away
+    bright = np.abs(image) > 30
+    assert np.abs(np.abs(add_unexplained(image, power)) / np.abs(image) - 1)[bright].mean() < 1e-3
+
+
+def test_one_coil_leaves_nothing_out_and_nothing_stays_nothing() -> None:
+    one = np.ones((1, 1, 24, 16), np.complex64)
+    samples = complex_normal(np.random.default_rng(0), one.shape)
+    kspace = KSpace(samples, np.ones((1, 24), np.uint16), 1.0, True)
+    image = to_image(samples[:, 0], (1,))
+    assert not unexplained(kspace, CoilMaps(one), image, np.ones(1)).any()
+    empty = np.zeros((1, 24, 16), np.complex64)
+    assert not add_unexplained(empty, np.ones(empty.shape, np.float32)).any()

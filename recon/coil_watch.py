@@ -46,11 +46,6 @@ class CoilWatch:
         self._dead: set[int] = set()
 
     @property
-    def floor(self) -> Array | None:
-        """Mean power of the noise by coil, from noise readouts or else from the quietest line's ends."""
-        return self.noise if self.noise is not None else self._floor
-
-    @property
     def quietest(self) -> Array | None:
         """The least power at the ends of any imaging line, float32 (coil,)."""
         return self._floor
@@ -62,7 +57,7 @@ class CoilWatch:
         self.noise, self._n_noise = before + energy / np.float32(total), total
 
     def add(self, power: Array, energy: Array, peak: Array, order: int) -> list[CoilFault]:
-        """Take an imaging line: power, float32 (coil, 2 · kx), its sum and maximum by coil; return the coils found dead."""
+        """Take an imaging line: power, float32 (coil, 2 · kx), its sum and maximum by coil; return dead coils."""
         n_coils = len(energy)
         if n_coils == 1:  # nothing to compare with; a receiver that stops shows as a jump of gain
             self._ends(power)
@@ -72,8 +67,8 @@ class CoilWatch:
         self._energy = self._energy + energy
         self._n_lines += 1
         faults = self._zero(energy, order) if float(energy.min()) == 0.0 else []
-        self._ends(power)
-        ratios = (peak / np.maximum(self.floor, np.finfo(np.float32).tiny)).tolist()
+        floor = self._ends(power) if self.noise is None else self.noise
+        ratios = (peak / np.maximum(floor, np.finfo(np.float32).tiny)).tolist()
         if sorted(ratios)[n_coils // 2] < STRONG:
             return faults
         for coil, ratio in enumerate(ratios):
@@ -103,12 +98,13 @@ class CoilWatch:
                 out.append(self._found(int(coil), order, share, WEAK, words, True))
         return out
 
-    def _ends(self, power: Array) -> None:
+    def _ends(self, power: Array) -> Array:
         n = 2 * max(1, power.shape[1] // (2 * _ENDS))
         ends = (power[:, :n].sum(axis=1) + power[:, -n:].sum(axis=1)) / np.float32(2 * n)
         # Zeros were put there by whoever sent them: they are no noise.
         ends = np.where(ends > 0, ends, np.float32(np.inf))
         self._floor = ends if self._floor is None else np.minimum(self._floor, ends)
+        return self._floor
 
     def _zero(self, energy: Array, order: int) -> list[CoilFault]:
         if not energy.any():

@@ -19,9 +19,9 @@ from recon.fourier import to_image
 OUTER_SHARE = 1 / 4  # of the lines, half of them at either end: as far from anatomy as the scan goes
 MIN_LINES = 4  # at an end; fewer are too random
 WIDE, NARROW = 33, 17  # columns of the running median: wider than interference; the narrower bars thin bright objects
-# Over the running median. The outermost lines of 16 clean real scans reach 2.9 (wide) and 2.7 (narrow), an unshielded
-# 0.055 T scan 12.2 and 5.8. Few lines are few draws of an exponential: the mean of n exceeds 4 + 14 / n times its
-# expectation in one of 10^6 columns for n = 1, more rarely for more.
+# Over the running median. The outermost lines of 16 clean real scans at R = 1, 2 and 4 reach 2.8 (wide) and 2.2
+# (narrow), an unshielded 0.055 T scan 10.8 to 11.5 and 4.8 to 5.6. Few lines are few draws of an exponential: the mean
+# of n exceeds 4 + 14 / n times its expectation in fewer than one of 10^6 columns.
 MIN_WIDE, MIN_WIDE_OF_FEW = 4.0, 14.0
 MIN_NARROW = 3.5
 MIN_FLOOR = 1e-6  # of the mean power: where the background is weaker, the data are a phantom's and free of noise

@@ -21,14 +21,13 @@ from recon.coil_watch import CoilFault, CoilWatch
 from recon.errors import AcquisitionError
 from recon.interference import OUTER_SHARE, Spectrum, Tone, describe_tones, noise_tones
 from recon.lattice import central_run, read_pattern
-from recon.line_faults import Kind, LineFault, LineReport
+from recon.line_faults import FaultLog, Kind, LineFault, LineReport
 from recon.network import TrainedRange
 from recon.outliers import SPIKE, jumps, line_level, spike_columns, strongest_nearby
 from recon.placement import place_step
 from recon.scan import Acquisition, Encoding, ImageKey, Role, Scan
 from recon.unrolled import outside_range
 
-MAX_KEPT = 200  # faults of one kind; a broken scanner finds no end, the others are counted
 # Samples of a line that share its coil's extreme value to the last bit, and more of them than lie within 20 % below:
 # measured numbers share it by chance at most where they are small integers, and then fewer have it than come close.
 # The 17 real scans have 1.
@@ -61,8 +60,7 @@ class LineChecks:
         """Prepare for `scan`; `trained`: what a network was trained for, where one would serve."""
         self._scan = scan
         self._trained = trained
-        self._faults: list[LineFault] = []
-        self._counts: Counter[Kind] = Counter()
+        self._log = FaultLog()
         self._n_readouts = 0
         self._stamps: list[int] = []
         self._n_coils = 0
@@ -73,10 +71,9 @@ class LineChecks:
         self._measured: dict[ImageKey, Array] = {}
         self._references: dict[int, set[_Place]] = {}  # calibration lines of a slice, whatever image they are for
         self._spectra: dict[int, Spectrum] = {}
-        self._said: set[tuple[object, ...]] = set()
         self._of_sampling: dict[ImageKey, list[LineFault]] = {}  # what was said of an image's lines as a whole
 
-    def add(self, acquisition: Acquisition, order: int) -> list[LineFault]:  # noqa: PLR0911 - a role or fault each
+    def add(self, acquisition: Acquisition, order: int) -> list[LineFault]:
         """Look at one readout, number `order` of the scan; return the faults that it made known. Never raises."""
         self._n_readouts += 1
         self._note_time(acquisition.time_stamp)
@@ -89,15 +86,19 @@ class LineChecks:
         key = acquisition.key if acquisition.role is not Role.NOISE else None
         if not np.isfinite(energy).all():
             return self._not_finite(parts, key, acquisition, order)
-        if self._n_coils not in (0, len(energy)):
-            words = f"{len(energy)} coils in a readout where the others have {self._n_coils}"
-            return self._keep(Kind.SAMPLING, key, None, order, len(energy), self._n_coils, words)
-        self._n_coils = len(energy)
+        n_coils, self._n_coils = self._n_coils, self._n_coils or len(energy)
+        if self._n_coils != len(energy):
+            words = f"{len(energy)} coils in a readout where the others have {n_coils}"
+            return self._log.keep(Kind.SAMPLING, key, None, order, len(energy), n_coils, words)
         if acquisition.role is Role.NOISE:
             return self._noise(acquisition, energy, power.shape[1], order)
         place = self._place(acquisition, order)
-        if isinstance(place, list):
-            return place
+        return place if isinstance(place, list) else self._line(acquisition, place, power, energy, order)
+
+    def _line(
+        self, acquisition: Acquisition, place: _Place, power: Array, energy: Array, order: int
+    ) -> list[LineFault]:
+        """Look at a readout that belongs to `place`; power: float32 (coil, 2 · kx); energy: its sum by coil."""
         encoding = self._scan.encodings[acquisition.key.encoding]
         found: list[LineFault] = []
         peak = power.max(axis=1)
@@ -124,7 +125,7 @@ class LineChecks:
         return found
 
     def complete(self, key: ImageKey) -> list[LineFault]:
-        """Say that `key` has all of its lines; return what shows now. They are forgotten; a second call does nothing."""
+        """Say that `key` has all of its lines; return what shows now. The lines are forgotten."""
         image = self._images.pop(key, None)
         if image is None:
             return []
@@ -145,11 +146,8 @@ class LineChecks:
 
     def _reopen(self, key: ImageKey) -> None:
         """Lines of `key` go on after it seemed complete: take back what was said of its lines as a whole."""
-        taken_back = self._of_sampling.pop(key, [])
-        self._faults = [fault for fault in self._faults if fault not in taken_back]
-        self._counts.subtract(fault.kind for fault in taken_back)
-        self._said = {what for what in self._said if what[0] not in (Kind.SAMPLING, Kind.CALIBRATION)}
-        places = (tuple(place) for place in np.argwhere(self._measured.pop(key)).tolist())
+        self._log.take_back(self._of_sampling.pop(key, []))
+        places = ((int(kz), int(ky)) for kz, ky in np.argwhere(self._measured.pop(key)))
         self._images[key] = _Image(counts=Counter(places))
 
     def report(self, complete: Iterable[ImageKey] | None = None) -> LineReport:
@@ -158,31 +156,13 @@ class LineChecks:
             self.complete(key)
         duration = (max(self._stamps) - min(self._stamps)) * _STAMP_S if self._stamps else 0.0
         return LineReport(
-            tuple(self._faults), dict(+self._counts), self._n_readouts, dict(self._measured), duration or None
+            tuple(self._log.faults), dict(+self._log.counts), self._n_readouts, dict(self._measured), duration or None
         )
 
     @property
     def open_keys(self) -> list[ImageKey]:
         """The images that have lines and are not complete, in order."""
         return sorted(self._images)
-
-    def _keep(
-        self,
-        kind: Kind,
-        key: ImageKey | None,
-        line: int | None,
-        order: int,
-        value: float,
-        threshold: float,
-        words: str,
-        coil: int | None = None,
-        from_start: bool = False,
-    ) -> list[LineFault]:
-        fault = LineFault(kind, key, line, order, coil, float(value), float(threshold), words, from_start)
-        self._counts[kind] += 1
-        if self._counts[kind] <= MAX_KEPT:
-            self._faults.append(fault)
-        return [fault]
 
     def _note_time(self, stamp: int) -> None:
         if stamp > 0:
@@ -194,7 +174,7 @@ class LineChecks:
         n_bad = parts.size - int(np.isfinite(parts).sum())
         what = f"{n_bad} values that are not finite numbers" if n_bad else "values too large for single precision"
         words = f"readout {order} holds {what}; none is allowed"
-        return self._keep(Kind.NOT_FINITE, key, acquisition.step_1 if key else None, order, n_bad, 0, words)
+        return self._log.keep(Kind.NOT_FINITE, key, acquisition.step_1 if key else None, order, n_bad, 0, words)
 
     def _place(self, acquisition: Acquisition, order: int) -> _Place | list[LineFault]:
         """Where the readout belongs, (kz, ky), or the fault that it belongs nowhere."""
@@ -204,7 +184,7 @@ class LineChecks:
                 raise AcquisitionError(f"the readout names encoding {acquisition.key.encoding}; the header has {n}")
             return place_step(acquisition, self._scan.encodings[acquisition.key.encoding])
         except AcquisitionError as error:
-            return self._keep(Kind.SAMPLING, acquisition.key, None, order, acquisition.step_1, 0, str(error))
+            return self._log.keep(Kind.SAMPLING, acquisition.key, None, order, acquisition.step_1, 0, str(error))
 
     def _clipping(self, power: Array, peak: Array, key: ImageKey, place: _Place, order: int) -> list[LineFault]:
         """A plateau at the extreme value of a coil."""
@@ -228,12 +208,12 @@ class LineChecks:
         words = (
             f"readout {order} is clipped: {worst} samples share the receiver's extreme value; {MIN_PLATEAU} never do"
         )
-        return self._keep(Kind.CLIPPED, key, place[1], order, worst, MIN_PLATEAU, words)
+        return self._log.keep(Kind.CLIPPED, key, place[1], order, worst, MIN_PLATEAU, words)
 
     def _dead(self, coils: list[CoilFault], key: ImageKey | None) -> list[LineFault]:
         found: list[LineFault] = []
         for coil, order, value, threshold, words, from_start in coils:
-            found += self._keep(Kind.DEAD_COIL, key, None, order, value, threshold, words, coil, from_start)
+            found += self._log.keep(Kind.DEAD_COIL, key, None, order, value, threshold, words, coil, from_start)
         return found
 
     def _noise(self, acquisition: Acquisition, energy: Array, n: int, order: int) -> list[LineFault]:
@@ -271,7 +251,7 @@ class LineChecks:
                     f"readout {order} has a spike at sample {column}: {ratio:.0f} times the power of the lines beside; "
                     f"{SPIKE:g} is the most"
                 )
-                found += self._keep(Kind.SPIKE, key, place[1], order, ratio, SPIKE, words)
+                found += self._log.keep(Kind.SPIKE, key, place[1], order, ratio, SPIKE, words)
         image.sparks = waiting
         return found
 
@@ -295,7 +275,7 @@ class LineChecks:
         for place in sorted(place for place, n in counts.items() if n > most):
             n, order = counts[place], image.orders.get(place, image.last_order)
             words = f"line {place[1]} was measured {n} times, last by readout {order}; the image's others {most}"
-            found += self._keep(Kind.DUPLICATE, key, place[1], order, n, most, words)
+            found += self._log.keep(Kind.DUPLICATE, key, place[1], order, n, most, words)
         return found
 
     def _sampling(self, image: _Image, key: ImageKey, encoding: Encoding, measured: Array) -> list[LineFault]:
@@ -305,27 +285,31 @@ class LineChecks:
         found: list[LineFault] = []
         for row in pattern.missing:
             words = f"line {row} is missing: those beside it were measured, every {pattern.acceleration}"
-            found += self._keep(Kind.MISSING, key, row, image.last_order, 1, 0, words)
+            found += self._log.keep(Kind.MISSING, key, row, image.last_order, 1, 0, words)
         if encoding.is_3d and pattern.acceleration is not None:
             found += self._holes(image, key, measured, rows, lines)
         said = encoding.acceleration[0]
-        if pattern.acceleration not in (None, said) and self._is_new(Kind.SAMPLING, key.encoding, pattern.acceleration):
+        if pattern.acceleration not in (None, said) and self._log.is_new(
+            Kind.SAMPLING, key.encoding, pattern.acceleration
+        ):
             words = f"the lines lie {pattern.acceleration} rows apart; the header says acceleration {said}"
-            found += self._keep(
+            found += self._log.keep(
                 Kind.SAMPLING, key, None, image.last_order, float(pattern.acceleration or 0), said, words
             )
         own = {row for kz, row in image.counts}
         calibrated = np.isin(np.arange(len(lines)), list(own | {r for _, r in self._references.get(key.slice, set())}))
         n_calibration = central_run(calibrated)
         is_full = bool(lines.any()) and pattern.share <= 1.0
-        if not is_full and n_calibration < MIN_CALIBRATION and self._is_new(Kind.CALIBRATION, key):
+        if not is_full and n_calibration < MIN_CALIBRATION and self._log.is_new(Kind.CALIBRATION, key):
             words = f"{n_calibration} calibration lines at the centre; at least {MIN_CALIBRATION} are needed"
-            found += self._keep(Kind.CALIBRATION, key, None, image.last_order, n_calibration, MIN_CALIBRATION, words)
+            found += self._log.keep(
+                Kind.CALIBRATION, key, None, image.last_order, n_calibration, MIN_CALIBRATION, words
+            )
         why = "" if self._trained is None else outside_range(lines, n_calibration, self._trained)
-        if why and self._is_new(Kind.SAMPLING, key.encoding, why):
+        if why and self._log.is_new(Kind.SAMPLING, key.encoding, why):
             words = f"the sampling lies outside what the network was trained for: {why}"
             most = 0.0 if self._trained is None else self._trained.acceleration
-            found += self._keep(Kind.SAMPLING, key, None, image.last_order, pattern.share, most, words)
+            found += self._log.keep(Kind.SAMPLING, key, None, image.last_order, pattern.share, most, words)
         return found
 
     def _holes(self, image: _Image, key: ImageKey, measured: Array, rows: Array, lines: Array) -> list[LineFault]:
@@ -341,7 +325,7 @@ class LineChecks:
         return [
             fault
             for kz, row in holes
-            for fault in self._keep(
+            for fault in self._log.keep(
                 Kind.MISSING, key, row, image.last_order, 1, 0, f"line {row} of partition {kz} is missing"
             )
         ]
@@ -354,14 +338,14 @@ class LineChecks:
             gap = 0 if len(rows) < 2 else int(np.diff(rows).max())
             is_judged = np.abs(np.array(rows) - encoding.encoded_matrix.y // 2) > max(4 * gap, _central_rows(encoding))
             for jump in jumps(levels, is_judged):
-                row = rows[jump.index]
+                row = rows[jump.line]
                 order = image.orders[kz, row]
                 db, most = 4.343 * jump.value, 4.343 * jump.threshold  # 10 / ln 10
                 rest = "and is back with the next" if jump.is_single else "and stays there"
                 words = (
                     f"the level jumps by {db:+.1f} dB at line {row} (readout {order}) {rest}; {most:.1f} is the most"
                 )
-                found += self._keep(Kind.GAIN_JUMP, key, row, order, abs(db), most, words)
+                found += self._log.keep(Kind.GAIN_JUMP, key, row, order, abs(db), most, words)
         return found
 
     def _interference(self, image: _Image, key: ImageKey) -> list[LineFault]:
@@ -375,24 +359,18 @@ class LineChecks:
         noise, quiet = self._coils.noise, self._coils.quietest
         if noise is not None and quiet is not None and (noise > 0).all():
             ratio = float(np.median(quiet / noise))
-            if np.isfinite(ratio) and ratio > BROADBAND and self._is_new(Kind.INTERFERENCE, "broadband"):
-                words = f"the quietest line holds {ratio:.1f} times the power of the noise readouts; {BROADBAND:g} is the most"
-                found += self._keep(Kind.INTERFERENCE, key, None, image.last_order, ratio, BROADBAND, words)
+            if np.isfinite(ratio) and ratio > BROADBAND and self._log.is_new(Kind.INTERFERENCE, "broadband"):
+                words = f"the quietest line has {ratio:.1f} times the noise readouts' power; {BROADBAND:g} is the most"
+                found += self._log.keep(Kind.INTERFERENCE, key, None, image.last_order, ratio, BROADBAND, words)
         return found
 
     def _tones(
         self, source: object, tones: list[Tone], threshold: float, key: ImageKey | None, order: int, where: str
     ) -> list[LineFault]:
-        if not tones or not self._is_new(Kind.INTERFERENCE, source):
+        if not tones or not self._log.is_new(Kind.INTERFERENCE, source):
             return []
         words = f"interference in {where}, {describe_tones(tones)}; {threshold:.1f} times is the most"
-        return self._keep(Kind.INTERFERENCE, key, None, order, tones[0].ratio, threshold, words)
-
-    def _is_new(self, *what: object) -> bool:
-        """Whether this was not said before; it is from now on."""
-        is_new = what not in self._said
-        self._said.add(what)
-        return is_new
+        return self._log.keep(Kind.INTERFERENCE, key, None, order, tones[0].ratio, threshold, words)
 
 
 def _central_rows(encoding: Encoding) -> int:

@@ -67,7 +67,8 @@ class CoilWatch:
         self._energy = self._energy + energy
         self._n_lines += 1
         faults = self._zero(energy, order) if float(energy.min()) == 0.0 else []
-        floor = self._ends(power) if self.noise is None else self.noise
+        quietest = self._ends(power)
+        floor = quietest if self.noise is None else self.noise
         ratios = (peak / np.maximum(floor, np.finfo(np.float32).tiny)).tolist()
         if sorted(ratios)[n_coils // 2] < STRONG:
             return faults

@@ -138,7 +138,7 @@ def test_a_scan_gives_images_events_dicom_and_a_report(
         np.testing.assert_allclose(dataset.pixel_array * float(dataset.RescaleSlope), plane, atol=dataset.RescaleSlope)
     report = json.loads((folder / "report.json").read_text())
     assert report["method"] == "sense"
-    assert report["quality"] == {"verdict": None, "reasons": []}
+    assert report["quality"] == {"verdict": None, "reasons": [], "advice": None, "measures": {}}
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -306,7 +306,8 @@ def test_an_image_that_kills_the_worker_twice_is_set_aside(tmp_path: Path, small
         wait_for_states(state, {"done"})
         report = json.loads((state / "results" / scan_id / "report.json").read_text())
     assert report["n_images"] == 3
-    assert report["quality"]["reasons"] == ["slice 2 was set aside: its reconstruction failed twice"]
+    (reason,) = report["quality"]["reasons"]
+    assert reason["words"] == "slice 2 was set aside: its reconstruction failed twice"
 
 
 def test_a_broken_scan_says_why_and_others_do_not_notice(

@@ -151,6 +151,9 @@ def _of_lines(lines: LineReport) -> list[Reason]:
     for kind, faults in by_kind.items():
         n = lines.counts[kind]
         words = faults[0].words if n == 1 else f"{faults[0].words} (the first of {n})"
+        if kind is Kind.NOT_FINITE:
+            words = f"{n} of {lines.n_readouts} readouts were left out: they hold values that are not finite numbers"
+            words += f"; none may, the first is readout {faults[0].order}"
         worst = max(faults, key=lambda fault: abs(fault.value - fault.threshold))
         slices = sorted({fault.key.slice for fault in faults if fault.key is not None})
         orders = sorted({fault.order for fault in faults})[:_MAX_LINES]

@@ -173,8 +173,8 @@ class LineChecks:
 
     def _not_finite(self, parts: Array, key: ImageKey | None, acquisition: Acquisition, order: int) -> list[LineFault]:
         n_bad = parts.size - int(np.isfinite(parts).sum())
-        what = f"{n_bad} values that are not finite numbers" if n_bad else "values too large for single precision"
-        words = f"readout {order} holds {what}; none is allowed"
+        what = f"that are not finite numbers ({n_bad})" if n_bad else "too large for single precision"
+        words = f"readout {order} holds values {what}; none is allowed"
         return self._log.keep(Kind.NOT_FINITE, key, acquisition.step_1 if key else None, order, n_bad, 0, words)
 
     def _place(self, acquisition: Acquisition, order: int) -> _Place | list[LineFault]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,21 @@ def wait_for_states(state: Path, wanted: set[str], n: int = 1) -> list[tuple[str
             return rows
         time.sleep(0.05)
     raise AssertionError(f"scans are {rows_of(state)}; {wanted} was awaited")
+
+
+def test_a_fault_is_announced_while_the_scan_runs(daemon: DaemonProcess, listener: Listener, small_scan: Path) -> None:
+    raw = open_raw(small_scan)
+    heads = raw.heads.copy()
+    heads["idx"]["kspace_encode_step_1"][40] = 999  # a place that no header allows
+    replay(replace(raw, heads=heads), daemon)
+    listener.wait("scan.done")
+    events = [header for header, _ in listener.events if header["kind"] in ("quality", "image")]
+    early = [header for header in events if header["kind"] == "quality" and header.get("early")]
+    assert (early[0]["fault"], early[0]["order"]) == ("sampling", 40)
+    assert "999" in early[0]["words"]
+    assert events.index(early[0]) < len(events) - 2  # before the last images, and the verdict
+    assert events[-1]["verdict"] == "degraded"
+    assert events[-1]["reasons"][0]["code"] == "sampling"
 
 
 def test_a_scan_gives_images_events_dicom_and_a_report(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 
@@ -191,6 +191,7 @@ def test_levels_follow_from_what_a_fault_does_to_the_image() -> None:
         assert level(fault_of(kind)) is Level.DEGRADED
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(list(Kind)), min_size=1, max_size=20), st.booleans())
 def test_any_mixture_of_faults_gives_a_verdict_with_a_reason_each(kinds: list[Kind], is_timed: bool) -> None:
     report = report_of(*(fault_of(kind) for kind in kinds), duration_s=60.0 if is_timed else None)

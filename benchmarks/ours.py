@@ -21,6 +21,7 @@ from recon.arrays import Array
 from recon.errors import ModelError
 from recon.fourier import resize_centred, to_image, to_kspace
 from recon.network import Network
+from recon.quality import Verdict
 from recon.scan import Role, Volume
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "kspace"
@@ -31,9 +32,18 @@ class _Kept(Results):
 
     kept: list[dict[str, Volume]]
 
-    def write_volumes(self, volumes: Mapping[str, Volume], index: int, contrast: int) -> dict[str, Any]:
+    def write_volumes(
+        self, volumes: Mapping[str, Volume], index: int, contrast: int, verdict: Verdict | None = None
+    ) -> dict[str, Any]:
         self.kept.append(dict(volumes))
         return {"method": volumes["classical"].provenance.method}
+
+    def judge_again(self, index: int, verdict: Verdict | None) -> dict[str, Any]:
+        """What was kept stays as it is."""
+        return {"method": self.kept[index]["classical"].provenance.method}
+
+    def write_quality_note(self, verdict: Verdict | None) -> None:
+        """Nothing is written."""
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Nothing is written."""

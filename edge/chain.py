@@ -15,10 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from edge.backends.device import Device
@@ -26,11 +24,14 @@ from edge.clock import StageClock
 from edge.intake import to_acquisition
 from edge.mrd import Readout
 from edge.results import Results
+from edge.verdict import Watch, quality_json, summary
+from edge.volumes import CLASSICAL, NETWORK, Made, Volumes, software, volume_key
 from recon.arrays import Array
 from recon.assemble import Assembler
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.network import Network
 from recon.placement import stack_geometry
+from recon.quality import Level, Verdict
 from recon.reconstruct import (
     Classical,
     Image,
@@ -40,27 +41,10 @@ from recon.reconstruct import (
     reconstruct_network,
     sense_coils,
 )
-from recon.scan import Acquisition, Encoding, Geometry, ImageKey, KSpace, Provenance, Role, Volume
+from recon.scan import Encoding, Geometry, ImageKey, KSpace, Role
 from triage.findings import Findings, not_assessed
 
-CLASSICAL = "classical"
-NETWORK = "network"
 NO_TRIAGE = "no triage network is installed"
-
-
-class VolumeKey(NamedTuple):
-    """Slices that share these counters make one volume."""
-
-    encoding: int
-    contrast: int
-    phase: int
-    repetition: int
-    set: int
-
-
-def volume_key(key: ImageKey) -> VolumeKey:
-    """Return the volume that an image belongs to."""
-    return VolumeKey(key.encoding, key.contrast, key.phase, key.repetition, key.set)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +79,6 @@ class _Begin(NamedTuple):
     stage_ms: dict[str, float]
 
 
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """A reconstructed image key that waits for the rest of its volume."""
-
-    classical: Image
-    network: Image | None
-    reason: str  # why there is no network's image, where one was wanted
-    first: Acquisition
-
-
 class Chain:
     """Feeds on the readouts of one scan and leaves its results in a folder."""
 
@@ -118,13 +92,15 @@ class Chain:
         device: Device | None = None,
         max_scan_mib: int = 8192,
         on_image: Callable[[SliceImage], None] = lambda image: None,
+        on_fault: Callable[[dict[str, Any]], None] = lambda fault: None,
         may_make: Callable[[ImageKey], bool] = lambda key: True,
     ) -> None:
         """Prepare for the scan that `results` names; raises AcquisitionError when nothing could be made of it.
 
         network: what "auto" and "network" use; without one, `no_network` says why not, and "network" fails.
         device: where slices are reconstructed; None for the host.
-        on_image: called with each finished image. may_make: asked before each; False sets the image aside.
+        on_image: called with each finished image. on_fault: with the fields of each early `quality` event.
+        may_make: asked before each; False sets the image aside.
         """
         # One thread a matrix product: their number changes the last bits, and on a busy machine two wait for each other
         # far longer than they work (measured: 20 times longer for coil maps).
@@ -145,24 +121,29 @@ class Chain:
         self._may_make = may_make
         self._assembler = Assembler(self._scan, self._max_bytes)
         self._coils: dict[ImageKey, tuple[int, Sensitivities]] = {}
-        self._volumes: dict[VolumeKey, dict[ImageKey, _Made]] = {}
-        self._indices: dict[VolumeKey, int] = {}
-        self._written: dict[int, dict[str, Any]] = {}
+        self._volumes = Volumes(results, self._scan)
+        self._watch = Watch(self._scan, self._network.card.trained_range if self._network else None, on_fault)
 
     def feed(self, readout: Readout, message_end: int = 0) -> None:
         """Take one readout; images that it completes are made now."""
         self.n_readouts += 1
         if readout.samples is None:
-            self.left_out["compressed samples are not supported; plain complex64 is needed"] += 1
+            self._leave_out("compressed samples are not supported; plain complex64 is needed")
             return
         keys: list[ImageKey] = []
         begin = self._begin()
-        with self.clock.stage("assemble"):
-            try:
-                keys = self._assembler.add(to_acquisition(readout.header, readout.samples))
-            except (AcquisitionError, ShapeError) as error:
-                self.left_out[str(error)] += 1
+        is_faulty = False
+        try:
+            acquisition = to_acquisition(readout.header, readout.samples)
+            with self.clock.stage("check"):
+                is_faulty = self._watch.look(acquisition, self.n_readouts - 1)
+            with self.clock.stage("assemble"):
+                keys = self._assembler.add(acquisition)
+        except (AcquisitionError, ShapeError) as error:
+            self._leave_out(str(error), is_faulty)
         for key in keys:
+            with self.clock.stage("check"):
+                self._watch.complete(key)
             self._make(self._assembler, key, message_end, begin)
             begin = self._begin()
 
@@ -187,8 +168,14 @@ class Chain:
             for key in self._assembler.open_keys():
                 self._make(self._assembler, key, 0)
             self._make_late(replay)
-        for volume in list(self._volumes):
-            self._write_volume(volume)
+        if ending == "complete":
+            with self.clock.stage("check"):
+                self._watch.finish()
+        verdict = self._watch.verdict(self.set_aside, ending)
+        with self.clock.stage("write"):
+            self._volumes.finish(lambda: verdict)
+            self._results.write_quality_note(verdict)
+        written = self._volumes.said
         if ending == "complete" and not self.n_images:
             raise AcquisitionError(f"no image could be made of {self.n_readouts} readouts: {self._main_fault()}")
         report = {
@@ -196,29 +183,27 @@ class Chain:
             "scan_id": self._scan.scan_id,
             "ending": ending,
             "reason": reason,
-            "method": self._written[0]["method"] if 0 in self._written else "",
+            "method": written[0]["method"] if 0 in written else "",
             "software": software(),
             "n_readouts": self.n_readouts,
             "n_images": self.n_images,
-            "volumes": [self._written[index] for index in sorted(self._written)],
-            "quality": self.quality(ending),
-            "findings": findings_json(self.findings()),
+            "volumes": [written[index] for index in sorted(written)],
+            "quality": quality_json(verdict),
+            "findings": findings_json(findings_of(verdict)),
             "stage_ms": self.clock.rounded(),
         }
         self._results.write_report(report)
         return report
 
     def quality(self, ending: str) -> dict[str, Any]:
-        """Return the faults that were counted; without any the verdict stays open: nothing here can call it trusted."""
-        reasons = [f"{n} of {self.n_readouts} readouts were left out: {why}" for why, n in self.left_out.most_common()]
-        reasons += [f"slice {key.slice} was set aside: its reconstruction failed twice" for key in self.set_aside]
-        if ending != "complete":
-            reasons.append("the scan was interrupted: only whole slices were reconstructed")
-        return {"verdict": "degraded" if reasons else None, "reasons": reasons}
+        """Return the verdict so far as reports carry it; null where no fault was found."""
+        return quality_json(self._watch.verdict(self.set_aside, ending))
 
-    def findings(self) -> Findings:
-        """Return what triage says: in this version, that nobody looked."""
-        return not_assessed(NO_TRIAGE)
+    def _leave_out(self, why: str, is_faulty: bool = False) -> None:
+        """Count a readout that was left out; is_faulty: the checks have said what is wrong with it."""
+        self.left_out[why] += 1
+        if not is_faulty:
+            self._watch.left_out[why] += 1
 
     def _main_fault(self) -> str:
         return self.left_out.most_common(1)[0][0] if self.left_out else "none of them was imaging data"
@@ -268,11 +253,9 @@ class Chain:
         classical = reconstruct_classical(kspace, encoding, self._method, coils, self._stage)
         first = assembler.first_readout(key)
         assembler.discard(key)
-        volume = volume_key(key)
-        index = self._indices.setdefault(volume, len(self._indices))
-        images = self._volumes.setdefault(volume, {})
-        images[key] = _Made(classical.image, None, "", first)
-        n_slices = self._n_slices(volume)
+        volumes = self._volumes
+        volumes.put(key, Made(classical.image, None, "", first))
+        n_slices, index = volumes.n_slices(key), volumes.index(key)
         geometry = stack_geometry([first], encoding)
 
         def send(image: Image, series: str, reason: str) -> None:
@@ -289,11 +272,12 @@ class Chain:
             network, reason = self._run_network(classical, encoding)
             if network is not None:
                 send(network, NETWORK, "")
-            images[key] = _Made(classical.image, network, reason, first)
+            volumes.put(key, Made(classical.image, network, reason, first))
         elif self._method in ("auto", "network"):
-            images[key] = _Made(classical.image, None, reason, first)
-        if encoding.is_3d or len(images) == n_slices:
-            self._write_volume(volume)
+            volumes.put(key, Made(classical.image, None, reason, first))
+        if volumes.is_whole(key):
+            with self.clock.stage("write"):
+                volumes.close(volume_key(key), lambda: self._watch.verdict(self.set_aside, "complete"))
 
     def _refusal(self, classical: Classical) -> str:
         """Why no network goes on from the classical image, as far as can be told before it runs; "" where one does.
@@ -339,47 +323,12 @@ class Chain:
         for key in again.open_keys():
             self._make(again, key, 0)
 
-    def _n_slices(self, volume: VolumeKey) -> int:
-        """How many slices a volume has, as far as the header and the scan so far tell."""
-        encoding = self._scan.encodings[volume.encoding]
-        if encoding.is_3d:
-            return encoding.recon_matrix.z
-        limit = encoding.limits.get("slice")
-        return max(1 if limit is None else limit.maximum - limit.minimum + 1, len(self._volumes[volume]))
 
-    def _write_volume(self, volume: VolumeKey) -> None:
-        """Put the slices of a volume together, in the order of their numbers, and write it; they are forgotten."""
-        images = self._volumes.pop(volume)
-        made = [images[key] for key in sorted(images)]
-        index = self._indices[volume]
-        geometry = stack_geometry([each.first for each in made], self._scan.encodings[volume.encoding])
-        by_network = [each.network for each in made if each.network is not None]
-        whole = {CLASSICAL: [each.classical for each in made]}
-        if len(by_network) == len(made):
-            whole[NETWORK] = by_network
-        reasons = Counter(each.reason for each in made if each.reason)
-        volumes = {
-            series: Volume(np.concatenate([image.data for image in each]), geometry, _provenance(each, reasons))
-            for series, each in whole.items()
-        }
-        with self.clock.stage("write"):
-            self._written[index] = self._results.write_volumes(volumes, index, volume.contrast)
-
-
-def software() -> str:
-    """Return the name and version that provenance carries."""
-    return f"scanside {version('scanside')}"
-
-
-def _provenance(images: list[Image], reasons: Counter[str]) -> Provenance:
-    """How most slices of a volume were made, and in its steps how the others were and why no network was used."""
-    ways = Counter((image.method, image.steps, image.model_sha256, image.backend) for image in images)
-    (method, steps, sha256, backend), _ = ways.most_common(1)[0]
-    for (other, other_steps, _, _), n in ways.most_common()[1:]:
-        steps = (*steps, f"{n} of {len(images)} slices otherwise: {other} ({'; '.join(other_steps)})")
-    for reason, n in reasons.most_common():
-        steps = (*steps, f"network not used for {n} of {len(images)}: {reason}")
-    return Provenance(method, software(), steps, model_sha256=sha256, backend=backend)
+def findings_of(verdict: Verdict | None) -> Findings:
+    """Return what triage says: of an untrusted scan nothing, in this version of any scan that nobody looked."""
+    if verdict is not None and verdict.level is Level.UNTRUSTED:
+        return not_assessed(f"the scan is {summary(verdict)}")
+    return not_assessed(NO_TRIAGE)
 
 
 def findings_json(findings: Findings) -> list[dict[str, Any]]:

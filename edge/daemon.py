@@ -212,6 +212,8 @@ class Daemon:
         elif kind == "image":
             scan.making = ""
             self._on_image(scan, report, np.frombuffer(payload, "<f4").reshape(report["shape"]))
+        elif kind == "fault":
+            self._on_fault(scan, report["fields"])
         elif kind == "done":
             self._on_done(scan, report)
         elif kind == "failed":
@@ -251,13 +253,18 @@ class Daemon:
             }
             self._publish("image", scan.scan_id, fields, plane.tobytes())
 
+    def _on_fault(self, scan: LiveScan, fault: dict[str, Any]) -> None:
+        """Announce a fault while the scan runs; not again when a fresh worker finds it again."""
+        if fault["order"] > scan.faulty_to.get(fault["fault"], -1):
+            scan.faulty_to[fault["fault"]] = fault["order"]
+            self._publish("quality", scan.scan_id, fault)
+
     def _on_done(self, scan: LiveScan, report: Report) -> None:
         self._publish("quality", scan.scan_id, report["quality"])
         self._publish("findings", scan.scan_id, {"findings": report["findings"]})
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
-        left_out = report["quality"]["reasons"]
-        level = "WARNING" if left_out else "INFO"
-        scan.outcome = (level, "; ".join([words, *left_out]))
+        faults = [reason["words"] for reason in report["quality"]["reasons"]]
+        scan.outcome = ("WARNING" if faults else "INFO", "; ".join([words, *faults]))
         latency = np.percentile(scan.latencies_ms, [50, 95]).round(1).tolist() if scan.latencies_ms else None
         fields = {
             "ending": scan.ending,

@@ -22,6 +22,7 @@ from edge.uids import derive_uid, instance_uid
 from edge.window import display_window
 from recon.arrays import Array
 from recon.errors import ScanError, ShapeError
+from recon.quality import Verdict
 from recon.scan import Geometry, Scan, Volume
 
 TOP_LEVEL = 32767  # 15 bits: the same number to readers that take 16-bit pixels as signed and as unsigned
@@ -38,6 +39,7 @@ def write_series(
     received_at: datetime | None = None,
     image_index: int = 0,
     contrast: int = 0,
+    verdict: Verdict | None = None,
 ) -> list[Path]:
     """Write `volume` as one MR series into `folder` (made if need be) and return its files in slice order.
 
@@ -45,6 +47,7 @@ def write_series(
     received_at: when the scan came; stands in for dates that the header lacks. Best in the scanner's time zone.
     image_index: tells apart several volumes of one scan (repetitions, contrasts, phases, sets), each a series.
     contrast: which of the scan's echo and inversion times belongs to this volume.
+    verdict: on the scan, said in the derivation description; None says nothing.
 
     Files are 0001.dcm …, or i002-0001.dcm … from the second volume (image_index 1) on, each written whole or not at
     all. Equal arguments give equal bytes. Pixel × Rescale Slope is the volume's native value, to half a slope; pixels
@@ -52,7 +55,7 @@ def write_series(
     Raises ScanError if a voxel is not a finite number, ShapeError if there is none; OSError as the file system does.
     """
     pixels, slope = quantise(volume.data)
-    header = mr_header(volume, scan, exam, series, series_number, received_at, image_index, contrast)
+    header = mr_header(volume, scan, exam, series, series_number, received_at, image_index, contrast, verdict)
     _describe_pixels(header, pixels, slope, display_window(volume.data))
     row_dir, col_dir = _right_angles(volume.geometry)
     header.ImageOrientationPatient = [as_decimal(v) for v in (*row_dir, *col_dir)]
@@ -68,7 +71,7 @@ def write_series(
         header.SliceLocation = as_decimal(float(origin @ normal))
         header.PixelData = plane.tobytes()
         name = f"{index + 1:04}.dcm" if image_index == 0 else f"i{image_index + 1:03}-{index + 1:04}.dcm"
-        write_atomically(folder / name, _encode(header))
+        write_atomically(folder / name, encode(header))
         paths.append(folder / name)
     sync_folder(folder)
     return paths
@@ -116,7 +119,8 @@ def _right_angles(geometry: Geometry) -> tuple[Array, Array]:
     return row, col / np.linalg.norm(col)
 
 
-def _encode(header: Dataset) -> bytes:
+def encode(header: Dataset) -> bytes:
+    """Return the file that holds `header`, explicit little endian."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = header.SOPClassUID
     meta.MediaStorageSOPInstanceUID = UID(header.SOPInstanceUID)

@@ -27,6 +27,7 @@ from edge.dicom_values import (
 )
 from edge.exam import Exam
 from edge.uids import frame_of_reference_uid, series_uid, study_uid
+from recon.quality import Level, Verdict
 from recon.scan import Provenance, Scan, Volume
 
 SYNTHETIC_TITLE = "AI-SR – not for diagnostic use"
@@ -59,17 +60,18 @@ def mr_header(
     received_at: datetime | None,
     image_index: int,
     contrast: int,
+    verdict: Verdict | None = None,
 ) -> Dataset:
     """Return what all slices of a series have in common but for their pixels; the arguments are `write_series`'s."""
     out = Dataset()
     out.SpecificCharacterSet = "ISO_IR 192"
     out.SOPClassUID = MRImageStorage
-    _describe_patient(out, exam)
-    _describe_study(out, exam, scan.scan_id, received_at)
+    describe_patient(out, exam)
+    describe_study(out, exam, scan.scan_id, received_at)
     out.Modality = "MR"
     out.SeriesInstanceUID = series_uid(scan.scan_id, series, image_index)
     out.SeriesNumber = series_number
-    out.SeriesDescription = _series_description(volume, scan, exam, series, image_index)
+    out.SeriesDescription = _series_description(volume, scan, exam, series, image_index, verdict)
     out.ProtocolName = as_text(scan.protocol, 64)
     out.BodyPartExamined = as_code(exam.study.body_part) or "BRAIN"
     if out.BodyPartExamined not in {"BRAIN", "HEAD"}:
@@ -78,8 +80,8 @@ def mr_header(
     out.FrameOfReferenceUID = frame_of_reference_uid(exam, scan.scan_id)
     out.PositionReferenceIndicator = ""
     _describe_sequence(out, scan, exam, contrast)
-    _describe_equipment(out, exam)
-    _describe_origin(out, volume.provenance, scan, series)
+    describe_equipment(out, exam)
+    _describe_origin(out, volume.provenance, scan, series, verdict)
     if not volume.geometry.is_known:
         out.ImageComments = "The scanner sent no slice directions: an axial plane was assumed; left and right unproven"
     row_mm, column_mm = volume.geometry.spacing_mm[1:]
@@ -89,7 +91,8 @@ def mr_header(
     return out
 
 
-def _describe_patient(out: Dataset, exam: Exam) -> None:
+def describe_patient(out: Dataset, exam: Exam) -> None:
+    """Enter the patient, as far as the raw header names one."""
     subject = exam.subject
     out.PatientName = as_name(subject.name)
     out.PatientID = as_identifier(subject.identifier, 64)
@@ -100,7 +103,8 @@ def _describe_patient(out: Dataset, exam: Exam) -> None:
             setattr(out, keyword, as_decimal(value))
 
 
-def _describe_study(out: Dataset, exam: Exam, scan_id: str, received_at: datetime | None) -> None:
+def describe_study(out: Dataset, exam: Exam, scan_id: str, received_at: datetime | None) -> None:
+    """Enter the study; dates that the header lacks, and those of series and content, come from `received_at`."""
     study = exam.study
     out.StudyInstanceUID = study_uid(exam, scan_id)
     out.StudyID = as_identifier(study.identifier, 16)
@@ -121,9 +125,13 @@ def _describe_study(out: Dataset, exam: Exam, scan_id: str, received_at: datetim
     out.ContentDate, out.ContentTime = day, moment
 
 
-def _series_description(volume: Volume, scan: Scan, exam: Exam, series: str, image_index: int) -> str:
+def _series_description(
+    volume: Volume, scan: Scan, exam: Exam, series: str, image_index: int, verdict: Verdict | None
+) -> str:
     protocol = as_text(exam.series_description or scan.protocol, 64)
     title = f"Scanside {as_text(series, 24)}" if volume.provenance.is_measured else SYNTHETIC_TITLE
+    if series == "network" and verdict is not None and verdict.level is Level.UNTRUSTED:
+        title += " [untrusted]"
     if image_index:
         title += f" #{image_index + 1}"
     if not volume.geometry.is_known:
@@ -164,7 +172,8 @@ def _chosen(values: tuple[float, ...], index: int) -> str:
     return as_decimal(value) if np.isfinite(value) and value >= 0 else ""
 
 
-def _describe_equipment(out: Dataset, exam: Exam) -> None:
+def describe_equipment(out: Dataset, exam: Exam) -> None:
+    """Enter the scanner."""
     equipment = exam.equipment
     out.Manufacturer = as_text(equipment.manufacturer, 64)
     for keyword, value, limit in (
@@ -177,13 +186,14 @@ def _describe_equipment(out: Dataset, exam: Exam) -> None:
             setattr(out, keyword, text)
 
 
-def _describe_origin(out: Dataset, provenance: Provenance, scan: Scan, series: str) -> None:
+def _describe_origin(out: Dataset, provenance: Provenance, scan: Scan, series: str, verdict: Verdict | None) -> None:
     """Say how the image came to be and that it is not for diagnosis; mark what was made rather than measured."""
     out.ImageType = ["DERIVED", "PRIMARY", "OTHER", as_code(series.replace("-", "_"))]
     along_y, along_z = scan.encodings[0].acceleration
     sentences = [
         f"Reconstructed from measured k-space by {provenance.software}: "
         f"{METHODS.get(provenance.method, provenance.method)}; acceleration by the header {along_y} x {along_z}.",
+        verdict_words(verdict),
         f"Steps: {', '.join(provenance.steps)}." if provenance.steps else "",
         f"Model SHA-256 {provenance.model_sha256}, run by {provenance.backend}." if provenance.model_sha256 else "",
         "" if provenance.is_measured else "Detail beyond the measured resolution was added by a learned prior.",
@@ -200,6 +210,14 @@ def _describe_origin(out: Dataset, provenance: Provenance, scan: Scan, series: s
     out.BurnedInAnnotation = "NO"
     out.RecognizableVisualFeatures = "YES"  # a head with its face; nothing here removes it
     out.LossyImageCompression = "00"
+
+
+def verdict_words(verdict: Verdict | None) -> str:
+    """Return the verdict as a sentence, its gravest reason with it; "" where there is none."""
+    if verdict is None:
+        return ""
+    gravest = next((each.words for each in verdict.reasons if each.level is verdict.level), "")
+    return f"Verdict on the scan: {verdict.level.value}{': ' if gravest else ''}{as_text(gravest, 240)}."
 
 
 def _equipment_item(purpose: tuple[str, str], provenance: Provenance, description: str) -> Dataset:

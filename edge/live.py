@@ -35,6 +35,7 @@ class LiveScan:
         self.is_announced = False
         self.progress_at = 0.0
         self.window_high = 0.0
+        self.faulty_to: dict[str, int] = {}  # by fault, the last readout that an early event named
         self.outcome: tuple[str, str] | None = None  # level and words for the client, once it is served
         self.latencies_ms: list[float] = []
         self._arrivals: list[tuple[int, float]] = []  # bytes in the spool, and when (monotonic)

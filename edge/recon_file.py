@@ -85,8 +85,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out / beside['file']}  {shape}  {beside['method']}  the classical image, always beside it")
         for step in (step for step in volume["steps"] if step.startswith("network not used")):
             print(f"note: {step}")
-    for reason in report["quality"]["reasons"]:
-        print(f"quality: {reason}")
+    quality = report["quality"]
+    for reason in quality["reasons"]:
+        print(f"quality: {quality['verdict']}: {reason['words']}")
+    if quality["reasons"] and quality["advice"]["repeat"]:
+        print(f"advice: scan again: {quality['advice']['what']}")
     print(f"{args.out / 'report.json'}  {args.out / 'preview.png'}")
     return 0
 

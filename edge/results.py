@@ -1,7 +1,8 @@
 """A scan's results on disk: volumes as NumPy files and DICOM series, a picture, and the report that names them.
 
 `volume.npy` is the series that leads (float32 (slice, y, x), native units), `classical.npy` the classical one that is
-always kept beside it. Further volumes (contrasts, phases, repetitions, sets) carry their index: `volume_001.npy`.
+always kept beside it, `network.npy` the network's where it may not lead. Further volumes (contrasts, phases,
+repetitions, sets) carry their index: `volume_001.npy`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,24 @@ import numpy as np
 
 from edge.atomic import write_atomically
 from edge.dicom import write_series
+from edge.dicom_quality import quality_note
 from edge.exam import Exam
 from edge.preview import scan_preview
 from recon.arrays import Array
 from recon.errors import DeliveryError
+from recon.quality import Level, Verdict
 from recon.scan import Scan, Volume
 
 SERIES_NUMBER = {"network": 0, "classical": 1, "super-resolved": 2}  # within the ten numbers that each volume has
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A volume on disk. series: by name, without pixels. lead: which of them is `volume.npy`."""
+
+    series: Mapping[str, Volume]
+    lead: str
+    contrast: int
 
 
 @dataclass(frozen=True)
@@ -35,26 +47,41 @@ class Results:
     scan: Scan
     exam: Exam
     received_at: datetime | None = None
+    _written: dict[int, _Written] = field(default_factory=dict, repr=False)
 
-    def write_volumes(self, volumes: Mapping[str, Volume], index: int, contrast: int) -> dict[str, Any]:
+    def write_volumes(
+        self, volumes: Mapping[str, Volume], index: int, contrast: int, verdict: Verdict | None = None
+    ) -> dict[str, Any]:
         """Write the series of one volume of the scan, its number `index`, and return what the report says of them.
 
-        volumes: by series, "classical" always among them; "network" leads where there is one.
+        volumes: by series, "classical" always among them; "network" leads where there is one, unless the verdict is
+        untrusted: then the classical series leads, and the network's is kept as `network.npy`.
         Raises DeliveryError where the disk does not take it.
         """
         suffix = f"_{index:03d}" if index else ""
-        lead = "network" if "network" in volumes else "classical"
+        is_trusted = verdict is None or verdict.level is not Level.UNTRUSTED
+        lead = "network" if "network" in volumes and is_trusted else "classical"
+        beside = self.folder / f"network{suffix}.npy"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            said = {series: self._write_series(volume, series, index, contrast) for series, volume in volumes.items()}
+            said = {
+                series: self._write_series(volume, series, index, contrast, verdict)
+                for series, volume in volumes.items()
+            }
             write_atomically(self.folder / f"classical{suffix}.npy", _npy(volumes["classical"].data))
+            if "network" in volumes and lead != "network":
+                write_atomically(beside, _npy(volumes["network"].data))
             write_atomically(self.folder / f"volume{suffix}.npy", _npy(volumes[lead].data))
+            if lead == "network":
+                beside.unlink(missing_ok=True)
             if index == 0:
                 scan_preview(self.folder / "preview.png", volumes[lead])
         except OSError as error:
             raise DeliveryError(f"the results cannot be written: {error.strerror}") from error
         volume = volumes[lead]
-        return {
+        kept = {series: replace(each, data=each.data[:, :0, :0].copy()) for series, each in volumes.items()}
+        self._written[index] = _Written(kept, lead, contrast)
+        out = {
             "index": index,
             "file": f"volume{suffix}.npy",
             "shape": list(volume.data.shape),
@@ -63,8 +90,47 @@ class Results:
             **said[lead],
             "classical": {"file": f"classical{suffix}.npy", **said["classical"]},
         }
+        if "network" in volumes and lead != "network":
+            out["network"] = {"file": beside.name, **said["network"]}
+        return out
 
-    def _write_series(self, volume: Volume, series: str, index: int, contrast: int) -> dict[str, Any]:
+    def judge_again(self, index: int, verdict: Verdict | None) -> dict[str, Any]:
+        """Write a volume that was written before with another verdict; its pixels are read back from disk.
+
+        Returns what the report says of it; raises DeliveryError where it cannot be read or written.
+        """
+        suffix = f"_{index:03d}" if index else ""
+        written = self._written[index]
+        try:
+            volumes = {
+                series: replace(
+                    empty, data=np.load(self.folder / f"{'volume' if series == written.lead else series}{suffix}.npy")
+                )
+                for series, empty in written.series.items()
+            }
+        except OSError as error:
+            raise DeliveryError(f"the results cannot be read: {error.strerror}") from error
+        return self.write_volumes(volumes, index, written.contrast, verdict)
+
+    def write_quality_note(self, verdict: Verdict | None) -> None:
+        """Write `dicom/quality_note.dcm` where the verdict advises to scan again; raises DeliveryError."""
+        path = self.folder / "dicom" / "quality_note.dcm"
+        try:
+            if verdict is None or not verdict.advice.repeat or not self._written:
+                path.unlink(missing_ok=True)
+                return
+            images = [
+                (series, index, volume.geometry.n_slices)
+                for index, written in sorted(self._written.items())
+                for series, volume in written.series.items()
+            ]
+            write_atomically(path, quality_note(verdict, images, self.scan, self.exam, self.received_at))
+        except OSError as error:
+            raise DeliveryError(f"the results cannot be written: {error.strerror}") from error
+
+    def _write_series(
+        self, volume: Volume, series: str, index: int, contrast: int, verdict: Verdict | None
+    ) -> dict[str, Any]:
         folder = self.folder / "dicom" / (f"{series}_{index:03d}" if index else series)
         files = write_series(
             volume,
@@ -76,6 +142,7 @@ class Results:
             received_at=self.received_at,
             image_index=index,
             contrast=contrast,
+            verdict=verdict,
         )
         provenance = volume.provenance
         return {

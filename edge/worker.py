@@ -131,6 +131,7 @@ class OpenScan:
             device=self._device,
             max_scan_mib=self._settings["max_scan_mib"],
             on_image=self._send_image,
+            on_fault=lambda fault: self._reports.send("fault", scan_id=self.scan_id, fields=fault),
             may_make=self._may_make,
         )
         encoding = scan.encodings[0]

@@ -62,7 +62,7 @@ def refusal(kspace: KSpace, n_coils: int, trained: TrainedRange) -> str:
         return str(error)
     n_calibration = 0 if kspace.calibration is None else kspace.calibration.shape[2]
     for measured in axes:
-        found = _range_of(measured, n_calibration, trained)
+        found = outside_range(measured, n_calibration, trained)
         if found:
             return found
     return ""
@@ -78,8 +78,11 @@ def _phase_lines(kspace: KSpace) -> list[Array]:
     return [kspace.measured[0]]
 
 
-def _range_of(measured: Array, n_calibration: int, trained: TrainedRange) -> str:
-    """Return what keeps lines `measured`, bool (ky), from the trained range; "" where nothing does."""
+def outside_range(measured: Array, n_calibration: int, trained: TrainedRange) -> str:
+    """Return what keeps lines `measured`, bool (ky), from the trained range; "" where nothing does.
+
+    n_calibration: how many calibration lines there are; they matter only where lines were left out.
+    """
     n, found = len(measured), np.flatnonzero(measured)
     if not len(found):
         return "no line was measured"

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 LIBRARIES = {  # which of our modules may import it; "recon" and the like stand for all of a folder's
     "numpy": {"recon", "triage", "edge", "export"},
     "scipy": {"recon", "triage", "export", "edge.comparison"},
-    "pydicom": {"edge.dicom", "edge.dicom_mr"},
+    "pydicom": {"edge.dicom", "edge.dicom_mr", "edge.dicom_quality"},
     "zmq": {"edge.wire"},
     "sqlite3": {"edge.ledger", "edge.daemon"},
     "h5py": {"edge.rawfile", "edge.raw_write", "edge.replay"},

@@ -137,7 +137,7 @@ def test_nothing_is_kept_of_repetitions_that_were_served(raw: RawFile, tmp_path:
         assembler = chain._assembler
         held.append([len(each) for each in (assembler._images, assembler._references, assembler._first, chain._coils)])
         assert assembler._bytes == 0
-        assert not chain._volumes
+        assert chain._volumes.n_open == 0
     assert held == [[0, 0, 0, 0]] * 5
     assert chain.n_images == 20
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def wait_for_states(state: Path, wanted: set[str], n: int = 1) -> list[tuple[str
     raise AssertionError(f"scans are {rows_of(state)}; {wanted} was awaited")
 
 
+def test_a_fault_is_announced_while_the_scan_runs(daemon: DaemonProcess, listener: Listener, small_scan: Path) -> None:
+    raw = open_raw(small_scan)
+    heads = raw.heads.copy()
+    heads["idx"]["kspace_encode_step_1"][40] = 999  # a place that no header allows
+    replay(replace(raw, heads=heads), daemon)
+    listener.wait("scan.done")
+    events = [header for header, _ in listener.events if header["kind"] in ("quality", "image")]
+    early = [header for header in events if header["kind"] == "quality" and header.get("early")]
+    assert (early[0]["fault"], early[0]["order"]) == ("sampling", 40)
+    assert "999" in early[0]["words"]
+    assert events.index(early[0]) < len(events) - 2  # before the last images, and the verdict
+    assert events[-1]["verdict"] == "degraded"
+    assert events[-1]["reasons"][0]["code"] == "sampling"
+
+
 def test_a_scan_gives_images_events_dicom_and_a_report(
     daemon: DaemonProcess, listener: Listener, small_scan: Path, tmp_path: Path
 ) -> None:
@@ -138,7 +154,7 @@ def test_a_scan_gives_images_events_dicom_and_a_report(
         np.testing.assert_allclose(dataset.pixel_array * float(dataset.RescaleSlope), plane, atol=dataset.RescaleSlope)
     report = json.loads((folder / "report.json").read_text())
     assert report["method"] == "sense"
-    assert report["quality"] == {"verdict": None, "reasons": []}
+    assert report["quality"] == {"verdict": None, "reasons": [], "advice": None, "measures": {}}
     assert (folder / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -306,7 +322,8 @@ def test_an_image_that_kills_the_worker_twice_is_set_aside(tmp_path: Path, small
         wait_for_states(state, {"done"})
         report = json.loads((state / "results" / scan_id / "report.json").read_text())
     assert report["n_images"] == 3
-    assert report["quality"]["reasons"] == ["slice 2 was set aside: its reconstruction failed twice"]
+    (reason,) = report["quality"]["reasons"]
+    assert reason["words"] == "slice 2 was set aside: its reconstruction failed twice"
 
 
 def test_a_broken_scan_says_why_and_others_do_not_notice(

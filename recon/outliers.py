@@ -20,7 +20,7 @@ _NEAR_ROWS, _N_NEAR = 8, 4
 # Of the log power between lines. Clean real scans reach 0.98 with one coil at 0.055 T, 7.1 standard deviations of their
 # own; with 2 coils and more 0.52. A gain of 2 is 1.39.
 JUMP_SIGMAS = 9.0
-MIN_JUMP, MAX_JUMP = 0.8, 2.0  # 2.0, 8.7 dB: a receiver's noise never makes as much
+MIN_JUMP, MAX_JUMP = 0.8, 2.0  # 2.0, 8.7 dB: the spoiled 0.055 T scan, the worst of the real ones, reaches 1.7
 MIN_JUMP_LINES = 16
 _JUMP_WINDOW = 7
 

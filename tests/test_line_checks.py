@@ -18,6 +18,7 @@ from edge.rawfile import open_raw
 from edge.recon_file import readouts
 from edge.undersample import undersample
 from recon.assemble import Assembler
+from recon.interference import noise_tones
 from recon.lattice import central_run, read_pattern
 from recon.line_checks import LineChecks
 from recon.line_faults import MAX_KEPT, Kind, LineFault, LineReport
@@ -279,6 +280,14 @@ def test_a_transmitter_is_heard_in_its_column(where: str) -> None:
     fault = report.faults[0]
     assert fault.kind is Kind.INTERFERENCE
     assert f"columns {tone:+d}" in fault.words
+
+
+@pytest.mark.parametrize("n_coils", [1, 2, 8])
+def test_white_noise_is_no_transmitter(n_coils: int) -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(1000 if n_coils == 1 else 200):
+        noise = rng.normal(size=(n_coils, 1024)).astype(np.float32).view(np.complex64)
+        assert noise_tones(noise)[0] == []
 
 
 def test_noise_that_rose_after_its_readouts_is_broadband_interference() -> None:

@@ -25,7 +25,10 @@ COMMANDS = {
     "replay": ("edge.replay", "stream a raw data file to a server and save the images that come back"),
     "recon": ("edge.recon_file", "reconstruct a raw data file without a daemon"),
     "simulate": ("edge.simulate", "make a simulated brain scan as an ISMRMRD file, with its truth beside it"),
+    "watch": ("edge.watch", "show alerts as they come, until somebody takes them"),
+    "ack": ("edge.ack", "take an alert, so that nobody else is called"),
     "engines": ("edge.engine_command", "build TensorRT engines on this device, or list those that are there"),
+    "audit": ("edge.audit_command", "verify that nobody changed the audit trail"),
     "doctor": ("edge.doctor", "check what is installed, what would be used and what is missing"),
 }
 

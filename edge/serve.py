@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--events", metavar="ADDRESS", help="event socket, instead of the settings'; port 0: a free one"
     )
+    parser.add_argument("--alerts", metavar="ADDRESS", help="alert socket, likewise")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,6 +52,8 @@ def _with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
         settings = dataclasses.replace(settings, mrd=dataclasses.replace(settings.mrd, port=args.port))
     if args.events is not None:
         settings = dataclasses.replace(settings, events=dataclasses.replace(settings.events, address=args.events))
+    if args.alerts is not None:
+        settings = dataclasses.replace(settings, alerts=dataclasses.replace(settings.alerts, address=args.alerts))
     return settings
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from edge.model import PRECISIONS
+from edge.pseudonym import IDENTIFIERS
 from edge.supply import BACKENDS
 from recon.reconstruct import METHODS
 
@@ -68,6 +69,20 @@ class EventSettings:
 
 
 @dataclass(frozen=True)
+class AlertSettings:
+    """The alert socket; who is told, in which order, and for how long each of these groups is waited for.
+
+    `identifiers` "study" adds Study Instance UID and accession number to alerts, which are pseudonymous otherwise.
+    """
+
+    address: str = "tcp://127.0.0.1:5571"
+    groups: tuple[str, ...] = ("reading-room",)
+    deadline_s: float = 300.0
+    resend_s: float = 5.0
+    identifiers: str = "pseudonymous"
+
+
+@dataclass(frozen=True)
 class DiskSettings:
     """New scans are refused while the state folder's disk has less than `min_free_mib` left."""
 
@@ -83,6 +98,7 @@ class Settings:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     events: EventSettings = field(default_factory=EventSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
 
 
@@ -96,9 +112,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "worker.max_scan_mib": (1, 1 << 20),
     "events.heartbeat_s": (0.05, 3600),
     "events.keep": (100, 10**9),
+    "alerts.deadline_s": (0.05, 86400),
+    "alerts.resend_s": (0.05, 3600),
     "disk.min_free_mib": (0, 1 << 30),
 }
-_CHOICES = {"worker.method": METHODS, "network.backend": BACKENDS, "network.precision": PRECISIONS}
+_CHOICES = {
+    "worker.method": METHODS,
+    "network.backend": BACKENDS,
+    "network.precision": PRECISIONS,
+    "alerts.identifiers": IDENTIFIERS,
+}
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -128,16 +151,21 @@ def check(settings: Settings) -> None:
         value = getattr(getattr(settings, section), name)
         if value not in choices:
             raise SettingsError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
-    address = settings.events.address
+    for key in ("events.address", "alerts.address"):
+        _check_address(key, getattr(settings, key.split(".")[0]).address)
+    groups = settings.alerts.groups
+    if not groups or len(set(groups)) < len(groups) or not all(name and name.isprintable() for name in groups):
+        raise SettingsError(f"alerts.groups is {list(groups)}; it must name at least one group, and each once")
+
+
+def _check_address(key: str, address: str) -> None:
     scheme, _, place = address.partition("://")
     if scheme == "tcp":
         host = place.rpartition(":")[0].strip("[]")
         if not _is_loopback(host):
-            raise SettingsError(
-                f"events.address is {address!r}: an unencrypted socket must stay on loopback (127.0.0.1)"
-            )
+            raise SettingsError(f"{key} is {address!r}: an unencrypted socket must stay on loopback (127.0.0.1)")
     elif scheme != "ipc":
-        raise SettingsError(f"events.address is {address!r}; it must begin with tcp:// or ipc://")
+        raise SettingsError(f"{key} is {address!r}; it must begin with tcp:// or ipc://")
 
 
 def _is_loopback(host: str) -> bool:
@@ -160,12 +188,15 @@ def _section(kind: Any, table: dict[str, Any], prefix: str) -> Any:
             if not isinstance(value, dict):
                 raise SettingsError(f"{key} must be a section, [{key}]")
             values[name] = _section(wanted, value, f"{key}.")
+        elif wanted == tuple[str, ...] and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            values[name] = tuple(value)
         elif wanted is Path and isinstance(value, str):
             values[name] = Path(value)
         elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             values[name] = float(value)
-        elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        elif isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
             values[name] = value
         else:
-            raise SettingsError(f"{key} is {value!r}; a value of type {wanted.__name__} is needed")
+            needed = "list of texts" if wanted == tuple[str, ...] else wanted.__name__
+            raise SettingsError(f"{key} is {value!r}; a value of type {needed} is needed")
     return kind(**values)

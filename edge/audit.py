@@ -13,6 +13,8 @@ import json
 import logging
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ EVENTS = {  # what happened: (event id, event type), both DICOM DCM codes with t
 }
 TRAIL = Path("audit", "audit.jsonl")  # under the state folder
 _ACTIONS = {"alert": "C", "import": "C", "acknowledged": "U", "escalated": "U"}  # create, update; else execute
+_LIMITED = frozenset({"login", "refused", "restricted"})  # what anybody can cause as often as they like
+_MOST_A_SECOND = 20
 _OUTCOMES = {"success": 0, "minor": 4, "serious": 8}
 _FIRST = "0" * 64
 
@@ -71,6 +75,9 @@ class AuditTrail:
         self._host = socket.gethostname()
         self.head = Head()
         self.is_broken = False  # whether the last record could not be written
+        self._lock = threading.Lock()
+        self._second = (0.0, 0)  # which second, and how many limited records it has had
+        self._n_left_out = 0
         with self._locked():
             torn = _last_line(self._file).rpartition(b"\n")[2]
             if torn:
@@ -96,6 +103,10 @@ class AuditTrail:
         what: one of EVENTS. user, role: who asked, as authenticated. source: its address. objects: what it is about,
         ids of scans and alerts; never anything that names a patient.
         """
+        if what in _LIMITED and self._is_flood():
+            return
+        if self._n_left_out and what in _LIMITED:
+            reason, self._n_left_out = f"{reason} (and {self._n_left_out} records before it were left out)", 0
         event, kind = EVENTS[what]
         content = {
             "v": 1,
@@ -128,6 +139,14 @@ class AuditTrail:
         """Close the file."""
         os.close(self._file)
 
+    def _is_flood(self) -> bool:
+        """Whether too many came within this second; the next record says how many were left out."""
+        second = time.monotonic() // 1.0
+        n = self._second[1] + 1 if self._second[0] == second else 1
+        self._second = (second, n)
+        self._n_left_out += n > _MOST_A_SECOND
+        return n > _MOST_A_SECOND
+
     def _append(self, content: Mapping[str, Any]) -> None:
         before = self._read_head()
         record = {**content, "n": before.n + 1, "before": before.sha256}
@@ -154,11 +173,12 @@ class AuditTrail:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        with self._lock:  # a file's lock keeps out other processes, not other threads
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def verify(path: Path, head: Head | None = None) -> tuple[int, str]:

@@ -33,6 +33,7 @@ class DaemonProcess:
 
         module: what stands for the `scanside` command. before: a program that starts it, such as faketime.
         """
+        self.state = state
         self._log_path = log
         command = [*before, sys.executable, "-m", module, "serve", "--state", str(state)]
         ports = ["--port", "0", "--events", "tcp://127.0.0.1:0", "--alerts", "tcp://127.0.0.1:0"]

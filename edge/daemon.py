@@ -23,21 +23,18 @@ from edge.alert import Times, alerts_of
 from edge.audit import TRAIL, AuditTrail
 from edge.chain import findings_json
 from edge.crew import Crew, Report
-from edge.deadline import SystemClock
-from edge.desk import Desk, DeskRules
-from edge.event_log import EventLog
+from edge.front import Front
 from edge.ledger import Ledger
 from edge.live import LiveScan, image_info, plane_fields
 from edge.mrd import Limits
 from edge.mrd_write import encode_image
-from edge.router import Router
 from edge.secret import random_secret
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
 from edge.window import display_window
-from edge.wire import Publisher, utc_now
+from edge.wire import utc_now
 from recon.arrays import Array
 from recon.errors import DeliveryError, ScanError
 from triage.findings import not_assessed
@@ -84,7 +81,8 @@ class Daemon:
             first_s=settings.mrd.first_data_timeout_s,
             idle_s=settings.mrd.idle_timeout_s,
         )
-        self._server = MrdServer(settings.mrd.host, settings.mrd.port, self._spool, self, limits)
+        mrd = settings.mrd
+        self._server = MrdServer(mrd.host, mrd.port, self._spool, self, limits, mrd.allow, self._on_stranger)
         self._crew = Crew(
             {
                 "method": settings.worker.method,
@@ -102,24 +100,20 @@ class Daemon:
             self._on_worker_start,
             self._on_worker_death,
         )
-        self._publisher = Publisher(settings.events.address)
-        self._events = EventLog(self._ledger, self._publisher)
-        self._router = Router(settings.alerts.address)
-        self._router.open()
-        rules = DeskRules(settings.alerts.groups, settings.alerts.deadline_s, settings.alerts.resend_s)
-        self._desk = Desk(self._ledger, self._events, self._router, rules, SystemClock(), self._audit)
+        self._front = Front(settings, self._ledger, self._audit)
+        self._events, self._desk = self._front.events, self._front.desk
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
 
     @property
     def events_address(self) -> str:
         """Where events are published."""
-        return self._publisher.address
+        return self._front.events_address
 
     @property
     def alerts_address(self) -> str:
         """Where alerts are served."""
-        return self._router.address
+        return self._front.alerts_address
 
     @property
     def port(self) -> int:
@@ -137,7 +131,8 @@ class Daemon:
         self._audit.record("start")
         self._start(self._watch_server())
         self._start(self._crew.run())
-        self._start(self._desk.run())
+        for work in self._front.tasks():
+            self._start(work)
         self._start(self._beat())
         await self._stopping.wait()
         await self._server.stop()
@@ -146,9 +141,8 @@ class Daemon:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._audit.record("stop")
+        self._front.close()
         self._audit.close()
-        self._router.close()
-        self._publisher.close()
         self._ledger.close()
         os.close(self._lock)
         if self._failure is not None:
@@ -305,7 +299,7 @@ class Daemon:
             entered = self._desk.enter(alerts)
             self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, fields)
             self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
-        self._desk.announce(entered)
+        self._front.announce(entered)
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
         faults = [reason["words"] for reason in report["quality"]["reasons"]]
         scan.outcome = ("WARNING" if faults else "INFO", "; ".join([words, *faults]))
@@ -352,6 +346,10 @@ class Daemon:
     def _publish(self, kind: str, scan_id: str, fields: dict[str, Any], payload: bytes | None = None) -> None:
         """Enter an event in the ledger, then send it."""
         self._events.publish(kind, scan_id, fields, payload)
+
+    def _on_stranger(self, address: str) -> None:
+        log.warning("a connection was refused code=address")
+        self._audit.record("refused", "serious", source=address, reason="not one of the scanners in mrd.allow")
 
     async def _watch_server(self) -> None:
         """Fail when a session hits a bug."""

@@ -25,14 +25,12 @@ from edge.wire import utc_now
 
 log = logging.getLogger(__name__)
 
-ROLES = ("viewer", "responder", "admin")
 MAY_ACKNOWLEDGE = frozenset({"responder", "admin"})
 _MOST_PEERS = 256
 _MOST_EVENTS = 200  # in one answer to `snapshot`
 _MOST_ANSWERED = 50  # acknowledged alerts that a client is told of when it says hello
 _BEAT_S = 2.0
 _IDLE_S = 0.5  # the longest sleep, whatever the clocks do
-_AUDITED_REFUSALS = 20  # a second
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,23 @@ class Desk:
         clock: Clock,
         audit: AuditTrail,
         role_of: Callable[[str], str | None] = lambda user: "admin",
+        on_entered: Callable[[Mapping[str, Any]], None] = lambda alert: None,
     ) -> None:
-        """role_of: the role of a key's owner, None for one that has been revoked."""
+        """role_of: the role of a key's owner, None for one that has been revoked.
+
+        on_entered: called with each new alert within the transaction that enters it.
+        """
         self.rules = rules
         self._ledger, self._events, self._router = ledger, events, router
         self._outbox = Outbox(ledger)
         self._clock = clock
         self._audit = audit
         self._role_of = role_of
+        self._on_entered = on_entered
+        self._more: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
         self._peers: dict[bytes, Peer] = {}
         self._open: dict[str, Pending] = {}
         self._beat_at = 0.0
-        self._refusals: tuple[float, int] = (0.0, 0)
         self._wake = asyncio.Event()
         for alert in self._outbox.unanswered():
             self._outbox.set_deadline(alert.alert_id, alert.deadline.carried_over(clock))
@@ -100,8 +103,13 @@ class Desk:
             content = alert.to_json()
             seq = self._events.publish("alert", alert.scan_id, {"group": self.rules.groups[0], **content})
             self._outbox.enter(content, seq, utc_now(), Deadline.after(self.rules.deadline_s, self._clock))
+            self._on_entered(content)
             entered.append(alert.alert_id)
         return entered
+
+    def offer(self, op: str, answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+        """Answer one more op, for admins."""
+        self._more[op] = answer
 
     def announce(self, alert_ids: Iterable[str]) -> None:
         """Begin to send alerts that were entered and committed."""
@@ -162,10 +170,14 @@ class Desk:
             return
         takers = {"hello": self._on_hello, "ack": self._on_ack, "snapshot": self._on_snapshot}
         taker = takers.get(body["op"])
-        if taker is None:
+        if taker is not None:
+            taker(message, body, role)
+        elif body["op"] not in self._more:
             self._refuse(message, "message", "this op is not known; hello, ack and snapshot are")
-            return
-        taker(message, body, role)
+        elif role != "admin":
+            self._refuse(message, "role", f"a {role} may not ask for this; an admin may")
+        else:
+            self._send(message.peer, self._more[body["op"]](body))
 
     def _on_hello(self, message: Incoming, body: Mapping[str, Any], role: str) -> None:
         name, after, groups = body.get("client"), body.get("after", 0), body.get("groups", [])
@@ -182,7 +194,7 @@ class Desk:
                 self._refuse(message, "full", f"{_MOST_PEERS} clients are served already")
                 return
             peer = self._peers[message.peer] = Peer(name, message.user, role, frozenset(groups), after)
-            self._audit.record("login", user=message.user or name, role=role)
+            self._audit.record("login", user=message.user or name, role=role, source=message.source)
         peer.role, peer.groups, peer.after = role, frozenset(groups), min(peer.after, after)
         welcome = {
             "op": "welcome",
@@ -213,12 +225,12 @@ class Desk:
             self._acknowledge(message, peer, alert_id, by)
 
     def _acknowledge(self, message: Incoming, peer: Peer, alert_id: str, by: str) -> None:
-        alert = self._outbox.get(alert_id)
+        alert, via = self._outbox.get(alert_id), message.user or peer.name
         if alert is None:
             self._refuse(message, "unknown", "no alert has this id", alert_id)
             return
         if alert.acknowledged_at:
-            if (alert.acknowledged_by, alert.acknowledged_via) == (by, peer.name):  # its answer was lost
+            if (alert.acknowledged_by, alert.acknowledged_via) == (by, via):  # its answer was lost
                 self._send(message.peer, _acknowledged(alert))
                 return
             self._refuse(message, "acknowledged", "somebody has acknowledged this alert already", alert_id)
@@ -226,11 +238,11 @@ class Desk:
             return
         at = utc_now()
         with self._events.together():
-            self._outbox.acknowledge(alert_id, by, peer.name, at)
-            fields = {"alert_id": alert_id, "by": by, "via": peer.name}
+            self._outbox.acknowledge(alert_id, by, via, at)
+            fields = {"alert_id": alert_id, "by": by, "via": via}
             seq = self._events.publish("alert.acknowledged", alert.scan_id, fields)
         objects = {"alert": alert_id, "scan": alert.scan_id}
-        self._audit.record("acknowledged", user=message.user or peer.name, role=peer.role, objects=objects, reason=by)
+        self._audit.record("acknowledged", user=via, role=peer.role, source=message.source, objects=objects, reason=by)
         log.info("alert acknowledged id=%s scan=%s", alert_id, alert.scan_id)
         self._open.pop(alert_id, None)
         taken = self._outbox.get(alert_id)
@@ -254,18 +266,15 @@ class Desk:
         self._send(message.peer, answer)
 
     def _refuse(self, message: Incoming, code: str, reason: str, alert_id: str = "") -> None:
-        """Tell a client why not, and write it down; not more than a few times a second, should one insist."""
-        second = time.monotonic() // 1.0
-        n = self._refusals[1] + 1 if self._refusals[0] == second else 1
-        self._refusals = (second, n)
-        if n <= _AUDITED_REFUSALS:
-            what = "restricted" if code in ("role", "session", "acknowledged", "key") else "refused"
-            peer = self._peers.get(message.peer)
-            objects = {"alert": alert_id} if alert_id else {}
-            role = peer.role if peer else ""
-            user = message.user or (peer.name if peer else "")
-            self._audit.record(what, "serious", user=user, role=role, objects=objects, reason=f"{code}: {reason}")
-            log.warning("alert client refused code=%s", code)
+        """Tell a client why not, and write it down."""
+        what = "restricted" if code in ("role", "session", "acknowledged", "key") else "refused"
+        peer = self._peers.get(message.peer)
+        objects = {"alert": alert_id} if alert_id else {}
+        role, user = (peer.role, message.user or peer.name) if peer else ("", message.user)
+        self._audit.record(
+            what, "serious", user=user, role=role, source=message.source, objects=objects, reason=f"{code}: {reason}"
+        )
+        log.warning("alert client refused code=%s", code)
         answer = {"op": "refused", "code": code, "reason": reason}
         try:
             self._router.send(message.peer, {**answer, "alert_id": alert_id} if alert_id else answer)

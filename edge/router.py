@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from edge.wire import Gatekeeper
 from recon.errors import DeliveryError
 
 _QUEUE = 100  # messages that wait for one client, and from one
@@ -25,20 +26,24 @@ class PeerGoneError(DeliveryError):
 
 @dataclass(frozen=True)
 class Incoming:
-    """What one client sent. user: its key's identity, "" where the socket asks for none. body: None where not JSON."""
+    """What one client sent.
+
+    user: the name of its key, "" where the socket asks for none. source: its address. body: None where not JSON.
+    """
 
     peer: bytes
     user: str
+    source: str
     body: dict[str, Any] | None
 
 
 class Router:
     """The daemon's side of the alert socket."""
 
-    def __init__(self, address: str, context: zmq.Context[zmq.Socket[bytes]] | None = None) -> None:
-        """Prepare a socket of `context` (None: of its own) for `address`; `open` binds it."""
-        self._context = context or zmq.Context()
-        self._owns_context = context is None
+    def __init__(self, address: str, gate: Gatekeeper | None = None) -> None:
+        """Prepare a socket for `address`, behind `gate` where there is one; `open` binds it."""
+        self._context = gate.context if gate else zmq.Context()
+        self._owns_context = gate is None
         self._wanted = address
         self.address = ""
         self.socket = self._context.socket(zmq.ROUTER)
@@ -54,6 +59,8 @@ class Router:
             (zmq.HANDSHAKE_IVL, _BEAT_MS),
         ):
             self.socket.setsockopt(option, value)
+        if gate is not None:
+            gate.protect(self.socket)
 
     def open(self) -> None:
         """Bind; port 0 takes a free one. Raises DeliveryError where the address cannot be had."""
@@ -77,11 +84,9 @@ class Router:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
-            try:
-                user = str(frames[-1].get("User-Id"))
-            except zmq.ZMQError:  # the socket asks nobody who he is
-                user = ""
-            found.append(Incoming(frames[0].bytes, user, _parse(frames[-1].bytes) if len(frames) > 1 else None))
+            body = _parse(frames[-1].bytes) if len(frames) > 1 else None
+            user, source = _property(frames[-1], "User-Id"), _property(frames[-1], "Peer-Address")
+            found.append(Incoming(frames[0].bytes, user, source, body))
         return found
 
     def has_input(self) -> bool:
@@ -104,6 +109,13 @@ class Router:
         self.socket.close()
         if self._owns_context:
             self._context.term()
+
+
+def _property(frame: zmq.Frame, name: str) -> str:
+    try:
+        return str(frame.get(name))
+    except zmq.ZMQError:  # the socket asks nobody who he is
+        return ""
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:

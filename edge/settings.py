@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 from edge.model import PRECISIONS
 from edge.pseudonym import IDENTIFIERS
@@ -28,7 +29,10 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class MrdSettings:
-    """The scanner's side: where to listen, and what one session may cost."""
+    """The scanner's side: where to listen, to whom, and what one session may cost.
+
+    `allow`: addresses and networks (10.1.2.0/24) that may connect, needed where `host` is not loopback.
+    """
 
     host: str = "127.0.0.1"
     port: int = 9002
@@ -36,6 +40,7 @@ class MrdSettings:
     first_data_timeout_s: float = 120.0
     idle_timeout_s: float = 600.0
     max_message_mib: int = 64
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,30 @@ class AlertSettings:
 
 
 @dataclass(frozen=True)
+class SecuritySettings:
+    """`curve` "elsewhere" asks for keys on every socket that is not loopback or ipc://, "always" on those too."""
+
+    curve: str = "elsewhere"
+
+
+@dataclass(frozen=True)
+class SinkSettings:
+    """Where alerts go beside the alert socket; "" is nowhere.
+
+    `hl7` is HOST:PORT of an MLLP listener, `fhir` a server's base address. Elsewhere than on loopback both need TLS:
+    `hl7_ca` checks the listener's certificate, `fhir` begins with https://. `fhir_token` is a file of mode 0600.
+    """
+
+    hl7: str = ""
+    hl7_ca: str = ""
+    fhir: str = ""
+    fhir_ca: str = ""
+    fhir_token: str = ""
+    attempts: int = 20
+    timeout_s: float = 10.0
+
+
+@dataclass(frozen=True)
 class DiskSettings:
     """New scans are refused while the state folder's disk has less than `min_free_mib` left."""
 
@@ -99,6 +128,8 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     events: EventSettings = field(default_factory=EventSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
+    sinks: SinkSettings = field(default_factory=SinkSettings)
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
 
 
@@ -114,6 +145,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "events.keep": (100, 10**9),
     "alerts.deadline_s": (0.05, 86400),
     "alerts.resend_s": (0.05, 3600),
+    "sinks.attempts": (1, 1000),
+    "sinks.timeout_s": (0.1, 600),
     "disk.min_free_mib": (0, 1 << 30),
 }
 _CHOICES = {
@@ -121,6 +154,7 @@ _CHOICES = {
     "network.backend": BACKENDS,
     "network.precision": PRECISIONS,
     "alerts.identifiers": IDENTIFIERS,
+    "security.curve": ("elsewhere", "always"),
 }
 
 
@@ -152,23 +186,52 @@ def check(settings: Settings) -> None:
         if value not in choices:
             raise SettingsError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
     for key in ("events.address", "alerts.address"):
-        _check_address(key, getattr(settings, key.split(".")[0]).address)
+        scheme, _, place = getattr(settings, key.split(".")[0]).address.partition("://")
+        if scheme not in ("tcp", "ipc") or not place:
+            raise SettingsError(f"{key} is {scheme!r}…; it must begin with tcp:// or ipc://")
+    _check_scanners(settings.mrd)
+    _check_sinks(settings.sinks)
     groups = settings.alerts.groups
     if not groups or len(set(groups)) < len(groups) or not all(name and name.isprintable() for name in groups):
         raise SettingsError(f"alerts.groups is {list(groups)}; it must name at least one group, and each once")
 
 
-def _check_address(key: str, address: str) -> None:
+def needs_keys(address: str, security: SecuritySettings) -> bool:
+    """Whether clients of a ZeroMQ socket must show a key: wherever another machine could reach it."""
     scheme, _, place = address.partition("://")
-    if scheme == "tcp":
-        host = place.rpartition(":")[0].strip("[]")
-        if not _is_loopback(host):
-            raise SettingsError(f"{key} is {address!r}: an unencrypted socket must stay on loopback (127.0.0.1)")
-    elif scheme != "ipc":
-        raise SettingsError(f"{key} is {address!r}; it must begin with tcp:// or ipc://")
+    is_local = scheme == "ipc" or is_loopback(place.rpartition(":")[0].strip("[]"))
+    return security.curve == "always" or not is_local
 
 
-def _is_loopback(host: str) -> bool:
+def host_and_port(place: str) -> tuple[str, int]:
+    """Return both of HOST:PORT; raises SettingsError where it is something else."""
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"{place!r} must be HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _check_scanners(mrd: MrdSettings) -> None:
+    for each in mrd.allow:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError as error:
+            raise SettingsError(f"mrd.allow names {each!r}; an address or network is needed, as 10.1.2.0/24") from error
+    if not mrd.allow and not is_loopback(mrd.host):
+        raise SettingsError(f"mrd.host is {mrd.host!r}: MRD has no password, so mrd.allow must name the scanners")
+
+
+def _check_sinks(sinks: SinkSettings) -> None:
+    if sinks.hl7 and not sinks.hl7_ca and not is_loopback(host_and_port(sinks.hl7)[0]):
+        raise SettingsError("sinks.hl7 is not on this machine: sinks.hl7_ca is needed, for TLS")
+    if sinks.fhir:
+        parts = urlsplit(sinks.fhir)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise SettingsError("sinks.fhir must begin with https://, or be on this machine")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

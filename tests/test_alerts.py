@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge.audit import TRAIL, verify
 from edge.child import DaemonProcess
 from edge.client import AlertClient
 from edge.command import main
@@ -94,6 +96,38 @@ def test_an_alert_outlives_its_daemon_and_comes_to_a_client_that_stayed(tmp_path
                 events = client.snapshot(0)
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert sum(event["kind"] == "alert" for event in events) == 1
+
+
+def test_no_name_number_or_date_of_a_patient_is_in_alert_event_audit_or_log(
+    daemon: DaemonProcess, small_scan: Path
+) -> None:
+    raw = open_raw(small_scan)
+    begin, end = raw.header.index(b"<subjectInformation>"), raw.header.index(b"</subjectInformation>")
+    planted = (
+        b"<subjectInformation><patientName>Zebrowski^Planted</patientName><patientID>PID778899</patientID>"
+        b"<patientBirthdate>1951-03-07</patientBirthdate><patientGender>F</patientGender>"
+    )
+    raw = replace(raw, header=raw.header[:begin] + planted + raw.header[end:])
+    assert stream_file(raw, "127.0.0.1", daemon.port, answer_s=WAIT_S).problem == ""
+    with AlertClient(daemon.alerts, "desk") as client:
+        alerts = [alert for alert in open_alerts(client, 1) if "patient_key" in alert["exam"]]
+        client.ack(alerts[0]["alert_id"], "me")
+        events = client.snapshot(0)
+    state = daemon.state
+    said = {
+        "alerts": json.dumps(alerts),
+        "events": json.dumps(events),
+        "audit": (state / TRAIL).read_text(),
+        "log": (state.parent / "log").read_text(),
+        "report": "".join(path.read_text() for path in state.glob("results/*/report.json")),
+        "ledger": (state / "ledger.sqlite").read_bytes().decode("latin-1")
+        + (state / "ledger.sqlite-wal").read_bytes().decode("latin-1"),
+    }
+    for place, text in said.items():
+        assert len(text) > 100, place
+        for secret in ("Zebrowski", "Planted", "PID778899", "1951-03-07", "19510307"):
+            assert secret not in text, (place, secret)
+    assert verify(state / TRAIL)[1] == ""
 
 
 def example(daemon: DaemonProcess, command: list[str], small_scan: Path, **options: Any) -> str:

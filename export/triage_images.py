@@ -146,7 +146,7 @@ def load(paths: Sequence[Path]) -> list[Plane]:
 
 def to_plane(image: Array, mask: Array | None, spacing_mm: tuple[float, float], label: Label) -> Plane | None:
     """Return one axial slice, anterior up and the patient's right on the left, as a plane; None without enough head."""
-    stack = Geometry.from_centres(np.zeros((1, 3)), *AXIAL, image.shape, (5.0, *spacing_mm), 5.0)  # type: ignore[arg-type]
+    stack = Geometry.from_centres(np.zeros((1, 3)), *AXIAL, image.shape, (5.0, *spacing_mm), 5.0)
     planes = prepare(image[None], stack)
     if not planes.is_usable[0]:
         return None

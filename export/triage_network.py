@@ -46,7 +46,7 @@ class TriageNetwork(nn.Module):
         self.join = nn.ModuleList(Block(2 * b, b, 1) for _, b in pairs)
         self.leave = nn.ConvTranspose2d(first, 1, 2, 2)
         self.whole = nn.Linear(2 * widths[-1], 1)
-        nn.init.constant_(self.leave.bias, PRIOR)  # type: ignore[arg-type]
+        nn.init.constant_(self.leave.bias, PRIOR)
         nn.init.zeros_(self.whole.weight)
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

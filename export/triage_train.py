@@ -68,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
     rng = np.random.default_rng(args.seed)
     recipe = RECIPES[args.finding]
     pool = Pool(args.planes, recipe, args.fold)
-    network = TriageNetwork(WIDTHS).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = TriageNetwork(WIDTHS).to(memory_format=torch.channels_last)
     if args.weights is not None:
         network.load_state_dict(torch.load(args.weights, weights_only=True)["ema"])
     optimiser = torch.optim.AdamW(network.parameters(), args.rate, weight_decay=DECAY)
@@ -82,7 +82,7 @@ def train(args: argparse.Namespace) -> None:
         planes, masks, present = batch(rng, recipe, pool)
         losses = loss_of(network, planes, masks, present)
         optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).sum().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimiser.step()
         step += 1

@@ -84,6 +84,14 @@ def test_maps_find_their_way_back(row: Array, col: Array, spacing: tuple[float, 
     assert np.linalg.norm(peaks[0] - peaks[1]) < (6 if spacing[0] < 3 else 12)
 
 
+def test_a_mask_lies_where_its_image_does() -> None:
+    data, geometry = volume((3, 150, 160), (5.0, 1.4, 1.3), np.array([0.0, -1, 0]), np.array([1.0, 0, 0]))
+    planes = prepare(data, geometry)
+    mask = planes.to_planes((data > 150).astype(np.float32)) > 0.5
+    assert mask.any()
+    assert planes.inputs[:, 0][mask].min() > 1.2
+
+
 def test_planes_say_how_they_lie() -> None:
     coronal, geometry = volume((9, 90, 90), (6.0, 2.0, 2.0), np.array([1.0, 0, 0]), np.array([0, 0, -1.0]))
     planes = prepare(coronal, geometry)

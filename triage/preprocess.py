@@ -23,6 +23,8 @@ THIN_MM = 2.5  # closer slices are averaged into slabs, and may be turned into a
 SLAB_MM = 4.0
 COARSE_MM = 4.0  # where the head is looked for
 HEAD_LEVEL = 0.15  # between background and bright tissue
+EVEN = 5.0  # coarse pixels over which a head's brightness is evened out before its middle is looked for
+UPRIGHT = 4e-5  # of the match, per squared degree: a head is rather upright than not
 DEEP_MM = 12.0  # from the outside of the head: mostly brain, whether or not the skull was taken off
 MIN_DEEP_MM2 = 1500.0  # less of it: no plane to look at
 MAX_LEVEL = 4.0  # of the brain's median; brighter is cut
@@ -56,6 +58,12 @@ class Planes:
     def __post_init__(self) -> None:
         for name in ("inputs", "is_usable", "symmetry"):
             object.__setattr__(self, name, closed(getattr(self, name)))
+
+    def to_planes(self, maps: Array) -> Array:
+        """Return maps (slice, y, x) on the volume's grid as they lie in the planes, float32 (plane, y, x)."""
+        stack = self._way.stack(maps)
+        pairs = zip(stack, self._way.offsets, strict=True)
+        return np.stack([ndimage.affine_transform(each, self._way.turn, o, SIZE, order=1) for each, o in pairs])
 
     def to_voxels(self, maps: Array) -> Array:
         """Return maps (plane, y, x) on the volume's own grid, float32 (slice, y, x), 0 outside of the planes."""
@@ -199,7 +207,7 @@ def _find_middles(coarse: Array, head: Array) -> tuple[float, Array, Array]:
     """
     area = head.sum(axis=(1, 2)).astype(float)
     centre = np.array([ndimage.center_of_mass(each) if each.any() else (np.array(each.shape) - 1) / 2 for each in head])
-    found = [_middle(*pair) for pair in zip(coarse * head, centre, strict=True)]
+    found = [_middle(_even(*pair), c) for pair, c in zip(zip(coarse, head, strict=True), centre, strict=True)]
     symmetry = np.array([each[2] for each in found], np.float32)
     good = area >= max(0.35 * area.max(), 1)
     if not good.any():
@@ -216,6 +224,13 @@ def _find_middles(coarse: Array, head: Array) -> tuple[float, Array, Array]:
         across = start + slope * places
     middles = np.stack([np.full(len(across), along), across], 1) @ rotation.T
     return angle, (middles + 0.5) * COARSE_MM - 0.5 * STEP_MM, symmetry
+
+
+def _even(image: Array, inside: Array) -> Array:
+    """Return a head without the shading of coils, which says nothing of where its middle is: 0 to 2, 0 outside."""
+    around = ndimage.gaussian_filter(np.stack([image * inside, inside.astype(np.float32)]), (0, EVEN, EVEN))
+    level = around[0] / np.maximum(around[1], 1e-6)
+    return np.asarray(np.clip(image / np.maximum(level, 1e-12), 0, 2) * inside)
 
 
 def _middle(image: Array, centre: Array) -> tuple[float, float, float]:
@@ -239,8 +254,9 @@ def _middle(image: Array, centre: Array) -> tuple[float, float, float]:
         if 0 < peak < len(match) - 1:
             left, here, right = match[peak - 1 : peak + 2]
             shift = float(0.5 * (left - right) / min(left - 2 * here + right, -1e-9))
-        if match[peak] > best[2]:
-            best = (float(angle), (peak + shift) / 2 - middle[1], float(match[peak]))
+        value = float(match[peak]) * (1 - UPRIGHT * float(angle) ** 2)
+        if value > best[2]:
+            best = (float(angle), (peak + shift) / 2 - middle[1], value)
     return best
 
 

@@ -26,7 +26,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "sqlite3": {"edge.ledger", "edge.daemon"},
     "h5py": {"edge.rawfile", "edge.raw_write", "edge.replay"},
     "ismrmrd": {"edge.raw_write"},
-    "PIL": {"edge.preview", "export.slices"},
+    "PIL": {"edge.preview", "export.slices", "export.triage_images"},
     "rich": {
         "edge.demo",
         "edge.doctor",
@@ -45,7 +45,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "nibabel": {"export"},
     "torch": {"export"},
     "onnx": {"export"},
-    "onnxruntime": {"edge.backends.ort", "export.onnx", "export.quantise"},
+    "onnxruntime": {"edge.backends.ort", "export.onnx", "export.quantise", "export.triage_chain", "export.triage_onnx"},
     "cupy": {"edge.backends.device"},
     "cupyx": {"recon.fourier"},  # the transforms that keep complex64, for arrays that are CuPy's already
     "matplotlib": {"export.validation"},

@@ -1,0 +1,31 @@
+"""One number a plane from a network's map: how sure it is of the most suspicious place."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from recon.arrays import Array
+from recon.errors import ShapeError
+
+WINDOW = 7  # pixels of 1 mm: a place of 49 mm²
+FLOOR = 1e-6
+
+
+def probabilities(logits: Array) -> Array:
+    """Return float32 probabilities of logits of any shape."""
+    return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
+
+
+def plane_scores(logits: Array) -> Array:
+    """Return float64 (plane,): the logit of the largest mean probability in WINDOW × WINDOW pixels.
+
+    logits: float (plane, 1, y, x), as the network gives them.
+    Raises ShapeError for anything else.
+    """
+    if logits.ndim != 4 or logits.shape[1] != 1:
+        raise ShapeError("lesion map", logits.shape, ("plane", 1, "y", "x"))
+    maps = probabilities(logits[:, 0])
+    peak = ndimage.uniform_filter(maps, (0, WINDOW, WINDOW), mode="constant").max(axis=(1, 2), initial=0)
+    peak = np.clip(peak.astype(np.float64), FLOOR, 1 - FLOOR)
+    return np.asarray(np.log(peak / (1 - peak)))

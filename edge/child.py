@@ -55,6 +55,11 @@ class DaemonProcess:
         """The daemon's process."""
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def worker_pid(self) -> int | None:
         """The process that reconstructs, or None between two of them."""
         with suppress(OSError, ValueError):

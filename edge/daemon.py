@@ -23,11 +23,14 @@ from edge.alert import Times, alerts_of
 from edge.audit import TRAIL, AuditTrail
 from edge.chain import findings_json
 from edge.crew import Crew, Report
-from edge.front import Front
+from edge.front import Front, rules_of
 from edge.ledger import Ledger
 from edge.live import LiveScan, image_info, plane_fields
 from edge.mrd import Limits
 from edge.mrd_write import encode_image
+from edge.notify import Notifier
+from edge.pulse import Pulse
+from edge.reload import take_over
 from edge.secret import random_secret
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
@@ -102,18 +105,13 @@ class Daemon:
         )
         self._front = Front(settings, self._ledger, self._audit)
         self._events, self._desk = self._front.events, self._front.desk
+        self._notifier = Notifier()
+        self._pulse = Pulse(
+            lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
+            self._front, self._crew, self._notifier,
+        )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
-
-    @property
-    def events_address(self) -> str:
-        """Where events are published."""
-        return self._front.events_address
-
-    @property
-    def alerts_address(self) -> str:
-        """Where alerts are served."""
-        return self._front.alerts_address
 
     @property
     def port(self) -> int:
@@ -126,15 +124,17 @@ class Daemon:
         await self._server.start()
         log.info(
             "serving mrd=%s:%d events=%s alerts=%s",
-            self._settings.mrd.host, self.port, self.events_address, self.alerts_address,
+            self._settings.mrd.host, self.port, self._front.events_address, self._front.alerts_address,
         )  # fmt: skip
         self._audit.record("start")
         self._start(self._watch_server())
         self._start(self._crew.run())
         for work in self._front.tasks():
             self._start(work)
-        self._start(self._beat())
+        self._start(self._pulse.run())
+        self._notifier.ready()
         await self._stopping.wait()
+        self._notifier.stopping()
         await self._server.stop()
         await self._crew.stop()
         for task in self._tasks:
@@ -151,6 +151,14 @@ class Daemon:
     def stop(self) -> None:
         """End `run`. Scans in flight stay in the spool and are taken up at the next start."""
         self._stopping.set()
+
+    def reload(self, read: Settings) -> None:
+        """Take over what can change while scans are served; say what waits for a restart."""
+        self._settings, taken, waiting = take_over(self._settings, read)
+        self._server.allow(self._settings.mrd.allow)
+        self._desk.rules = rules_of(self._settings.alerts)
+        log.info("settings read again taken=%s waiting=%s", ",".join(taken) or "-", ",".join(waiting) or "-")
+        self._audit.record("settings", reason=f"taken over: {', '.join(taken) or 'nothing'}")
 
     # What the MRD server tells
 
@@ -355,14 +363,6 @@ class Daemon:
         """Fail when a session hits a bug."""
         assert self._server.broken is not None
         await self._server.broken
-
-    async def _beat(self) -> None:
-        """Publish that the daemon lives, and keep the ledger of events short."""
-        while True:
-            self._publish("heartbeat", "", {"scans": len(self._scans), "worker": self._crew.pid is not None})
-            self._ledger.prune_events(self._settings.events.keep)
-            self._ledger.write_note("audit", self._audit.head.to_text())
-            await asyncio.sleep(self._settings.events.heartbeat_s)
 
     def _recover(self) -> None:
         """Take up every scan that the ledger does not call finished."""

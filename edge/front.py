@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
@@ -13,11 +14,19 @@ from edge.event_log import EventLog
 from edge.gate import Gate
 from edge.keyring import Keyring
 from edge.ledger import Ledger
+from edge.metrics import Metrics
 from edge.outlets import Outlets
 from edge.router import Router
-from edge.settings import Settings, needs_keys
+from edge.settings import AlertSettings, Settings, host_and_port, needs_keys
 from edge.wire import Publisher
 from recon.errors import DeliveryError
+
+log = logging.getLogger(__name__)
+
+
+def rules_of(alerts: AlertSettings) -> DeskRules:
+    """Return the desk's rules as the settings name them."""
+    return DeskRules(alerts.groups, alerts.deadline_s, alerts.resend_s)
 
 
 class Front:
@@ -33,7 +42,11 @@ class Front:
         self._gate = Gate(keyring, audit) if any(locked.values()) else None
         self._publisher: Publisher | None = None
         self._router: Router | None = None
+        self.metrics: Metrics | None = None
         try:
+            if settings.metrics.address:
+                self.metrics = Metrics()
+                self.metrics.serve(*host_and_port(settings.metrics.address, least_port=0))
             self._publisher = Publisher(settings.events.address, self._gate if locked["events"] else None)
             self._router = Router(settings.alerts.address, self._gate if locked["alerts"] else None)
             self._router.open()
@@ -43,14 +56,15 @@ class Front:
             raise
         if self._gate is not None:
             self._gate.watch()
+        if self.metrics is not None:
+            log.info("metrics port=%d", self.metrics.port())
         self.events_address, self.alerts_address = self._publisher.address, self._router.address
-        self.events = EventLog(ledger, self._publisher)
-        alerts = settings.alerts
+        self.events = EventLog(ledger, self._publisher, self.metrics.on_event if self.metrics else lambda *event: None)
         self.desk = Desk(
             ledger,
             self.events,
             self._router,
-            DeskRules(alerts.groups, alerts.deadline_s, alerts.resend_s),
+            rules_of(settings.alerts),
             SystemClock(),
             audit,
             keyring.role_of if locked["alerts"] else lambda user: "admin",
@@ -70,7 +84,7 @@ class Front:
 
     def close(self) -> None:
         """Close all sockets, after half a second for what is queued."""
-        for each in (self._router, self._publisher, self._gate):
+        for each in (self._router, self._publisher, self._gate, self.metrics):
             if each is not None:
                 with suppress(DeliveryError):
                     each.close()

@@ -7,6 +7,7 @@ done with it, and an entry is committed before anything that depends on it is sh
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -198,3 +199,60 @@ def read_note(path: Path, name: str) -> str | None:
     except sqlite3.Error:
         return None
     return str(row[0]) if row else None
+
+
+class LedgerError(Exception):
+    """A ledger cannot be copied or put back; the message says why."""
+
+
+def back_up(ledger: Path, copy: Path) -> int:
+    """Copy a ledger that a daemon may be writing to as it is at one moment; return how many scans the copy has.
+
+    The copy has mode 0600 and is complete when it has its name. Raises LedgerError or OSError.
+    """
+    if not ledger.exists():
+        raise LedgerError(f"there is no ledger {ledger}")
+    part = copy.with_name(f".{copy.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(part)) as to,
+        ):
+            source.backup(to)
+            n = _n_scans(to)
+    except sqlite3.Error as error:
+        part.unlink(missing_ok=True)
+        raise LedgerError(f"{ledger} cannot be copied: {type(error).__name__}") from error
+    part.replace(copy)
+    return n
+
+
+def restore(copy: Path, ledger: Path) -> int:
+    """Put a copy in the place of a ledger that nobody has open; return how many scans it has.
+
+    The former ledger is kept beside it as `.before`. Scans of the spool that the copy does not know are taken up as the
+    daemon starts. Raises LedgerError or OSError.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as db:
+            n = _n_scans(db)
+            if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+                raise LedgerError(f"{copy} is damaged")
+    except sqlite3.Error as error:
+        raise LedgerError(f"{copy} is no ledger that can be read") from error
+    part = ledger.with_name(".ledger.part")
+    back_up(copy, part)
+    for ending in ("-wal", "-shm"):
+        found = ledger.with_name(ledger.name + ending)
+        if found.exists():
+            found.replace(ledger.with_name(f"{ledger.name}.before{ending}"))
+    if ledger.exists():
+        ledger.replace(ledger.with_name(f"{ledger.name}.before"))
+    part.replace(ledger)
+    return n
+
+
+def _n_scans(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM scans").fetchone()[0])

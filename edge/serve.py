@@ -12,8 +12,11 @@ from pathlib import Path
 
 from edge.crash import log_crashes
 from edge.daemon import Daemon
+from edge.notify import Notifier
 from edge.settings import Settings, SettingsError, check, read_settings
 from recon.errors import ScanError
+
+log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"scanside serve: {error}", file=sys.stderr)
         return 2
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, args))
     except ScanError as error:
         print(f"scanside serve: {error}", file=sys.stderr)
         return 1
@@ -57,9 +60,23 @@ def _with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
     return settings
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, args: argparse.Namespace) -> None:
     daemon = Daemon(settings)
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, args)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
     await daemon.run()
+
+
+def _reload(daemon: Daemon, args: argparse.Namespace) -> None:
+    """Read the settings again; those that cannot be used change nothing."""
+    notifier = Notifier()
+    notifier.reloading()
+    try:
+        settings = _with_arguments(read_settings(args.config), args)
+        check(settings)
+        daemon.reload(settings)
+    except SettingsError as error:
+        log.error("settings not taken over: %s", error)
+    notifier.ready()

@@ -52,6 +52,10 @@ class MrdServer:
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._refusals: set[asyncio.Task[None]] = set()
 
+    def allow(self, addresses: Sequence[str]) -> None:
+        """Serve clients at these addresses and networks from now on, everybody where empty."""
+        self._allow = [ipaddress.ip_network(each) for each in addresses]
+
     @property
     def n_sessions(self) -> int:
         """How many sessions are being served."""

@@ -112,6 +112,13 @@ class SinkSettings:
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """`address` is HOST:PORT on loopback where Prometheus may ask; "" is nowhere."""
+
+    address: str = ""
+
+
+@dataclass(frozen=True)
 class DiskSettings:
     """New scans are refused while the state folder's disk has less than `min_free_mib` left."""
 
@@ -130,6 +137,7 @@ class Settings:
     alerts: AlertSettings = field(default_factory=AlertSettings)
     sinks: SinkSettings = field(default_factory=SinkSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
 
 
@@ -189,6 +197,8 @@ def check(settings: Settings) -> None:
         scheme, _, place = getattr(settings, key.split(".")[0]).address.partition("://")
         if scheme not in ("tcp", "ipc") or not place:
             raise SettingsError(f"{key} is {scheme!r}…; it must begin with tcp:// or ipc://")
+    if settings.metrics.address and not is_loopback(host_and_port(settings.metrics.address, 0)[0]):
+        raise SettingsError("metrics.address must be on loopback: it has no password")
     _check_scanners(settings.mrd)
     _check_sinks(settings.sinks)
     groups = settings.alerts.groups
@@ -203,10 +213,10 @@ def needs_keys(address: str, security: SecuritySettings) -> bool:
     return security.curve == "always" or not is_local
 
 
-def host_and_port(place: str) -> tuple[str, int]:
+def host_and_port(place: str, least_port: int = 1) -> tuple[str, int]:
     """Return both of HOST:PORT; raises SettingsError where it is something else."""
     host, _, port = place.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isdigit() or not least_port <= int(port) < 65536:
         raise SettingsError(f"{place!r} must be HOST:PORT")
     return host.strip("[]"), int(port)
 

@@ -21,6 +21,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "scipy": {"recon", "triage", "export", "edge.comparison"},
     "pydicom": {"edge.dicom", "edge.dicom_mr", "edge.dicom_quality"},
     "zmq": {"edge.wire", "edge.router", "edge.client", "edge.gate", "edge.keyring"},
+    "prometheus_client": {"edge.metrics"},
     "hl7": {"edge.hl7_sink"},
     "fhir": {"edge.fhir_sink"},
     "sqlite3": {"edge.ledger", "edge.daemon"},

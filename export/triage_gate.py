@@ -26,7 +26,7 @@ from triage.gate import MIN_AREA_MM2, Gate, Kind, describe_plane, fit_kind, gate
 from triage.preprocess import prepare
 
 HEAD_SEEDS = 20_000
-SHARES = {"stroke_flair": 0.35, "tumour_t1c": 0.4, "brain": 0.6}  # of planes that are looked at
+SHARES = {"stroke_flair": 0.2, "tumour_t1c": 0.25, "brain": 0.6}  # of planes that are looked at
 MIN_PLANES = 30  # fewer make no kind
 MARGIN = 4.0
 NOISE = (0.0, 0.1)
@@ -81,9 +81,9 @@ def fit(rows: list[Row]) -> Gate:
     for contrast, simulated, numbers in rows:
         groups[contrast, simulated, is_stripped(np.array(numbers))].append(numbers)
     kinds: dict[str, list[Kind]] = defaultdict(list)
-    for (contrast, _, _), numbers in sorted(groups.items()):
-        if len(numbers) >= MIN_PLANES:
-            kinds[contrast].append(fit_kind(np.array(numbers)))
+    for (contrast, _, _), of in sorted(groups.items()):
+        if len(of) >= MIN_PLANES:
+            kinds[contrast].append(fit_kind(np.array(of)))
     return Gate({name: tuple(each) for name, each in kinds.items()}, MARGIN)
 
 

@@ -43,10 +43,12 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
         "edge.replay",
         "edge.simulate",
         "edge.triage_file",
+        "export.measurements",
         "export.quantise",
+        "export.triage_gate",
     },
     "defusedxml": {"edge.header"},
-    "threadpoolctl": {"edge.chain", "export.train"},
+    "threadpoolctl": {"edge.chain", "export.train", "export.measurements"},
     "tomli": {"edge.settings"},
     "tomllib": {"edge.settings"},  # not in the library of Python 3.10
     "nibabel": {"edge.nifti", "export"},

@@ -14,11 +14,11 @@ from edge.daemon import Daemon
 from edge.live import LiveScan
 
 FLAGGED = {
-    "label": "infarct",
+    "finding": "infarct",
     "state": "flagged",
-    "reason": "",
+    "why": "",
     "probability": 0.9,
-    "conformal": "infarct",
+    "conformal": ["present"],
     "contrast": "dwi",
     "evidence": "simulated",
     "key_slice": 1,

@@ -37,8 +37,9 @@ class Times:
 class Alert:
     """One flagged finding of one scan, as it is published.
 
-    exam: keys of exam and patient. quality: verdict and reason codes. box_mm: lower and upper corner, patient LPS.
-    key_image: which slice shows it, and where its preview lies under the state folder. None: triage did not say.
+    exam: keys of exam and patient. quality: verdict and reason codes. conformal: "present", "absent", both or none.
+    box_mm: lower and upper corner, patient LPS. key_image: which slice of which volume shows it, and where its preview
+    lies under the state folder. None: triage did not say.
     """
 
     alert_id: str
@@ -47,7 +48,7 @@ class Alert:
     acr_category: int
     exam: Mapping[str, str]
     probability: float | None
-    conformal: str | None
+    conformal: Sequence[str]
     alpha: float | None
     evidence: str | None
     contrast: str | None
@@ -96,7 +97,7 @@ def alerts_of(scan_id: str, report: Mapping[str, Any], exam: Mapping[str, str], 
 def _alert(
     scan_id: str, finding: Mapping[str, Any], quality: Mapping[str, Any], exam: Mapping[str, str], times: Times
 ) -> Alert:
-    label, sha256 = str(finding["label"]), finding.get("model_sha256")
+    label, sha256 = str(finding["finding"]), finding.get("model_sha256")
     return Alert(
         alert_id=alert_id(scan_id, label, sha256),
         scan_id=scan_id,
@@ -104,7 +105,7 @@ def _alert(
         acr_category=finding.get("acr_category") or _ACR_BY_FINDING.get(label, 2),
         exam=dict(exam),
         probability=_number(finding.get("probability")),
-        conformal=finding.get("conformal"),
+        conformal=tuple(finding.get("conformal") or ()),
         alpha=_number(finding.get("alpha")),
         evidence=finding.get("evidence"),
         contrast=finding.get("contrast"),
@@ -114,7 +115,11 @@ def _alert(
         model=finding.get("model"),
         model_sha256=sha256,
         quality=quality,
-        key_image={"slice": finding.get("key_slice"), "preview": f"results/{scan_id}/preview.png"},
+        key_image={
+            "volume": finding.get("volume"),
+            "slice": finding.get("key_slice"),
+            "preview": f"results/{scan_id}/preview.png",
+        },
         times=times,
     )
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from edge.alert import Times, alerts_of
 from edge.audit import TRAIL, AuditTrail
-from edge.chain import findings_json
 from edge.crew import Crew, Report
 from edge.front import Front, rules_of
 from edge.ledger import Ledger
@@ -36,6 +35,7 @@ from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
+from edge.triage_json import findings_json
 from edge.window import display_window
 from edge.wire import utc_now
 from recon.arrays import Array
@@ -93,6 +93,7 @@ class Daemon:
                 "backend": settings.network.backend,
                 "engines": str(state / "engines"),
                 "precision": settings.network.precision,
+                "triage": asdict(settings.triage),
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
                 "pseudonym_key": str(state / "keys" / "pseudonym.key"),
@@ -303,7 +304,8 @@ class Daemon:
         }
         with self._events.together():
             self._publish("quality", scan.scan_id, report["quality"])
-            self._publish("findings", scan.scan_id, {"findings": report["findings"]})
+            found = {"findings": report["findings"], "measurements": report["measurements"]}
+            self._publish("findings", scan.scan_id, found)
             entered = self._desk.enter(alerts)
             self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, fields)
             self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
@@ -319,7 +321,8 @@ class Daemon:
     def _fail(self, scan: LiveScan, code: str, reason: str) -> None:
         """Say everywhere that a scan cannot be served; its raw data stay in the spool."""
         with self._events.together():
-            self._publish("findings", scan.scan_id, {"findings": findings_json(not_assessed(reason))})
+            found = {"findings": findings_json(not_assessed(reason)), "measurements": {}}
+            self._publish("findings", scan.scan_id, found)
             self._publish("scan.failed", scan.scan_id, {"code": code, "reason": reason})
             self._ledger.finish_scan(scan.scan_id, "failed", reason, utc_now())
         log.warning("scan failed id=%s code=%s", scan.scan_id, code)

@@ -77,7 +77,7 @@ class Metrics:
             self._verdicts.labels(fields.get("verdict") or "none").inc()
         elif kind == "findings":
             for finding in fields["findings"]:
-                self._findings.labels(finding["label"], finding["state"]).inc()
+                self._findings.labels(finding["finding"], finding["state"]).inc()
 
     def set_gauges(
         self,

@@ -28,8 +28,9 @@ from recon.errors import DeliveryError
 WAIT_S = 20.0
 SCAN = "A" * 26
 FINDING = {
-    "label": "infarct", "state": "flagged", "reason": "", "probability": 0.93, "conformal": "infarct", "alpha": 0.1,
-    "contrast": "dwi", "evidence": "simulated", "key_slice": 7, "volume_ml": 3.5, "box_mm": [[0, 0, 0], [9, 9, 9]],
+    "finding": "infarct", "state": "flagged", "why": "", "probability": 0.93,
+    "conformal": ["present"], "alpha": 0.1,
+    "contrast": "dwi", "evidence": "simulated", "key_slice": 7, "volume": 0, "volume_ml": 3.5, "box_mm": [[0, 0, 0], [9, 9, 9]],
     "model": "triage 1", "model_sha256": "ab" * 32, "operating_point": "sensitive",
 }  # fmt: skip
 QUALITY = {"verdict": "degraded", "reasons": [{"code": "spike"}]}
@@ -137,11 +138,11 @@ def test_an_alert_says_all_that_its_finding_knew() -> None:
     alert = an_alert()
     said = alert.to_json()
     for name in ("probability", "conformal", "alpha", "contrast", "evidence", "volume_ml", "box_mm", "operating_point"):
-        assert said[name] == FINDING[name]
+        assert json.loads(json.dumps(said[name])) == FINDING[name]
     assert (said["model"], said["model_sha256"]) == (FINDING["model"], FINDING["model_sha256"])
     assert (said["acr_category"], said["acr_code"]) == (1, "RID49480")
     assert said["quality"] == {"verdict": "degraded", "reasons": ["spike"]}
-    assert said["key_image"] == {"slice": 7, "preview": f"results/{alert.scan_id}/preview.png"}
+    assert said["key_image"] == {"volume": 0, "slice": 7, "preview": f"results/{alert.scan_id}/preview.png"}
     assert said["notice"] == "For notification only. Not for diagnostic use. Read the full study."
     assert json.loads(json.dumps(said, allow_nan=False)) == json.loads(json.dumps(said))
 

@@ -20,7 +20,13 @@ from edge.deliveries import Deliveries
 from edge.ledger import Ledger
 from recon.errors import DeliveryError
 
-FINDING = {"label": "haemorrhage", "state": "flagged", "probability": 0.8, "evidence": "simulated", "model": "m|1^&~\\"}
+FINDING = {
+    "finding": "haemorrhage",
+    "state": "flagged",
+    "probability": 0.8,
+    "evidence": "simulated",
+    "model": "m|1^&~\\",
+}
 TIMES = Times(raised="2026-11-25T10:11:12.345Z")
 (ALERT,) = alerts_of("S" * 26, {"findings": [FINDING]}, {"exam_key": "E" * 24, "patient_key": "P" * 24}, TIMES)
 CONTENT = json.loads(json.dumps(ALERT.to_json()))

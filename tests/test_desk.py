@@ -28,10 +28,9 @@ from recon.errors import DeliveryError
 WAIT_S = 20.0
 SCAN = "A" * 26
 FINDING = {
-    "finding": "infarct", "state": "flagged", "why": "", "probability": 0.93,
-    "conformal": ["present"], "alpha": 0.1,
-    "contrast": "dwi", "evidence": "simulated", "key_slice": 7, "volume": 0, "volume_ml": 3.5, "box_mm": [[0, 0, 0], [9, 9, 9]],
-    "model": "triage 1", "model_sha256": "ab" * 32, "operating_point": "sensitive",
+    "finding": "infarct", "state": "flagged", "why": "", "probability": 0.93, "conformal": ["present"], "alpha": 0.1,
+    "contrast": "dwi", "evidence": "simulated", "key_slice": 7, "volume": 0, "volume_ml": 3.5,
+    "box_mm": [[0, 0, 0], [9, 9, 9]], "model": "triage 1", "model_sha256": "ab" * 32, "operating_point": "sensitive",
 }  # fmt: skip
 QUALITY = {"verdict": "degraded", "reasons": [{"code": "spike"}]}
 

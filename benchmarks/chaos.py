@@ -56,7 +56,7 @@ _WEIGHTS = {
 _CONFIG = f"""
 [worker]
 method = "sense"
-timeout_s = 5.0
+timeout_s = 30.0
 [events]
 keep = 10000000
 heartbeat_s = 1.0

@@ -69,12 +69,13 @@ class Desk:
         self._on_entered = on_entered
         self._more: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
         self._peers: dict[bytes, Peer] = {}
-        self._open: dict[str, Pending] = {}
         self._beat_at = 0.0
         self._wake = asyncio.Event()
-        for alert in self._outbox.unanswered():
-            self._outbox.set_deadline(alert.alert_id, alert.deadline.carried_over(clock))
-        self._reload()
+        with ledger.transaction():
+            for alert in self._outbox.unanswered():
+                if alert.deadline.boot != clock.boot:
+                    self._outbox.set_deadline(alert.alert_id, alert.deadline.carried_over(clock))
+        self._open: dict[str, Pending] = {alert.alert_id: alert for alert in self._outbox.unanswered()}
 
     @property
     def n_open(self) -> int:
@@ -285,29 +286,30 @@ class Desk:
 
     def _escalate(self) -> None:
         """Hand every alert whose deadline has passed to the next group; the last one is told again and again."""
-        for alert in list(self._open.values()):
-            if alert.deadline.left_s(self._clock) > 0:
-                continue
-            level = alert.level + 1
-            group = self._groups(level)[-1]
-            late_s = -alert.deadline.left_s(self._clock)
-            with self._events.together():
+        due = [alert for alert in self._open.values() if alert.deadline.left_s(self._clock) <= 0]
+        if not due:
+            return
+        with self._events.together():
+            for alert in due:
+                level = alert.level + 1
                 fields = {
                     "alert_id": alert.alert_id,
                     "level": level,
-                    "group": group,
+                    "group": self._groups(level)[-1],
                     "is_last_group": level >= len(self.rules.groups) - 1,
-                    "late_s": round(late_s, 3),
+                    "late_s": round(-alert.deadline.left_s(self._clock), 3),
                 }
                 seq = self._events.publish("alert.escalated", alert.scan_id, fields)
                 self._outbox.escalate(alert.alert_id, seq, Deadline.after(self.rules.deadline_s, self._clock))
-            self._audit.record("escalated", objects={"alert": alert.alert_id, "scan": alert.scan_id}, reason=group)
-            log.warning("alert escalated id=%s scan=%s level=%d", alert.alert_id, alert.scan_id, level)
+        for alert in due:
             escalated = self._outbox.get(alert.alert_id)
             assert escalated is not None
             self._open[alert.alert_id] = escalated
             for peer in self._peers.values():
                 peer.next_s.pop(alert.alert_id, None)
+            group = self._groups(escalated.level)[-1]
+            self._audit.record("escalated", objects={"alert": alert.alert_id, "scan": alert.scan_id}, reason=group)
+            log.warning("alert escalated id=%s scan=%s level=%d", alert.alert_id, alert.scan_id, escalated.level)
 
     def _send_due(self, peer_id: bytes, peer: Peer, now: float) -> float:
         """Send one client what is due; return in how many seconds something will be."""
@@ -359,9 +361,6 @@ class Desk:
         peer = self._peers.get(peer_id)
         if peer is not None and peer.lost_after is None:
             peer.lost_after = after
-
-    def _reload(self) -> None:
-        self._open = {alert.alert_id: alert for alert in self._outbox.unanswered()}
 
 
 def _acknowledged(alert: Pending) -> dict[str, Any]:

@@ -106,12 +106,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         scanners = [Scanner(scan, supervisor, 0.5) for _ in range(args.scanners)]
         world = World(supervisor, desk, random.Random(args.seed), shift[1] if shift else None, disk)
         begun = time.monotonic()
+        for scanner in scanners:
+            scanner.wait_for_answer()
         with Progress(console=Console(stderr=True)) as progress:
             for _ in progress.track(range(args.faults), description="faults"):
                 if time.monotonic() - begun > args.seconds:
                     break
-                time.sleep(world.rng.random() * 0.5)
+                time.sleep(world.rng.random())
                 world.strike()
+        for scanner in scanners:
+            scanner.wait_for_answer()
         for scanner in scanners:
             scanner.stop()
         desk.answer_all.set()

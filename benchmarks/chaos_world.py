@@ -98,6 +98,12 @@ class Scanner:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
+    def wait_for_answer(self) -> None:
+        """Return once another scan was answered whole, or after five minutes."""
+        n, until = self.counts["answered"], time.monotonic() + 300.0
+        while self.counts["answered"] == n and time.monotonic() < until:
+            time.sleep(0.05)
+
     def stop(self) -> None:
         """End after the scan in flight."""
         self._stop.set()

@@ -1,0 +1,117 @@
+"""What measures of a slice usually are in clean scans, and from where on they say that something is wrong.
+
+The numbers come from a calibration run on simulated scans of training subjects (`export.calibrate_quality`) and are
+stored with the network's card. A measure's usual value follows how the scan was read: the logarithm is linear in the
+logarithms of the share of lines that were not measured and of the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from recon.arrays import Array
+from recon.errors import ModelError
+
+FEATURE = "feature_"  # measures of this name describe what kind of image it is, and make up "novelty"
+NOVELTY = "novelty"
+FALSE_ALARMS = 0.002  # of one measure in one slice, at which thresholds are set
+_FLOOR = 1e-9
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One measure of clean scans, and when it is not clean any more.
+
+    coefficients: of 1, of log(1 / coverage) and of log noise, for the mean of log measure. spread: its standard
+    deviation about that. degraded, untrusted: from how many spreads on; untrusted is infinite where a measure alone
+    never says so.
+    """
+
+    coefficients: tuple[float, float, float]
+    spread: float
+    degraded: float
+    untrusted: float
+
+    def deviation(self, value: float, values: Mapping[str, float]) -> float:
+        """Return how many spreads a value lies above what is usual for a scan with `values`."""
+        return (math.log(max(value, _FLOOR)) - self._usual(values)) / self.spread
+
+    def at(self, deviation: float, values: Mapping[str, float]) -> float:
+        """Return the value that lies `deviation` spreads above what is usual."""
+        return math.exp(self._usual(values) + deviation * self.spread)
+
+    def _usual(self, values: Mapping[str, float]) -> float:
+        return float(np.dot(self.coefficients, covariates(values)))
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """Limits by measure, of scans whose noise was measured and of the others; what familiar features are.
+
+    by_measure: by name, and whether the noise was measured. mean, precision: float (feature), (feature, feature).
+    """
+
+    by_measure: Mapping[tuple[str, bool], Limit]
+    mean: Array
+    precision: Array
+
+    def of(self, measure: str, values: Mapping[str, float]) -> Limit | None:
+        """Return the limit that a measure has in a scan with `values`; None where it has none."""
+        return self.by_measure.get((measure, values.get("noise_known", 0.0) > 0.5))
+
+
+def covariates(values: Mapping[str, float]) -> tuple[float, float, float]:
+    """Return what a measure's usual value follows, for a slice with `values`."""
+    coverage = min(max(values.get("coverage", 1.0), 1e-3), 1.0)
+    return 1.0, -math.log(coverage), math.log(max(values.get("noise", 0.01), 1e-5))
+
+
+def with_novelty(values: Mapping[str, float], limits: Limits) -> dict[str, float]:
+    """Return measures with "novelty", the Mahalanobis distance of a slice's features, in place of the features."""
+    features = np.array([value for name, value in sorted(values.items()) if name.startswith(FEATURE)])
+    out = {name: value for name, value in values.items() if not name.startswith(FEATURE)}
+    if features.shape == limits.mean.shape:
+        away = features - limits.mean
+        out[NOVELTY] = float(np.sqrt(max(away @ limits.precision @ away, 0.0)))
+    return out
+
+
+def for_many(deviation: float, n: int) -> float:
+    """Return the deviation that the worst of `n` slices passes as seldom as one slice passes `deviation`.
+
+    Bonferroni's bound, in the tail of a normal distribution.
+    """
+    if n <= 1 or not math.isfinite(deviation):
+        return deviation
+    share = _NORMAL.inv_cdf(1 - FALSE_ALARMS / n) - _NORMAL.inv_cdf(1 - FALSE_ALARMS)
+    return deviation + share
+
+
+def read_limits(content: Mapping[str, Any]) -> Limits:
+    """Return the limits in the `quality` section of a card; raise ModelError that says what cannot be read."""
+    try:
+        by_measure = {
+            (str(each["measure"]), bool(each["noise_known"])): Limit(
+                tuple(float(number) for number in each["coefficients"]),  # type: ignore[arg-type]
+                float(each["spread"]),
+                float(each["degraded"]),
+                math.inf if each["untrusted"] is None else float(each["untrusted"]),
+            )
+            for each in content["limits"]
+        }
+        familiar = content["familiar"]
+        mean, precision = np.array(familiar["mean"], float), np.array(familiar["precision"], float)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the model card's quality section cannot be read: {error}") from error
+    if precision.shape != (len(mean), len(mean)) or any(
+        each.spread <= 0 or len(each.coefficients) != 3 for each in by_measure.values()
+    ):
+        raise ModelError("the model card's quality section has numbers that do not fit together")
+    return Limits(by_measure, mean, precision)

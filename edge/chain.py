@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from edge.backends.device import Device
@@ -29,7 +28,7 @@ from edge.verdict import Watch, quality_json, summary
 from edge.volumes import CLASSICAL, NETWORK, Made, Volumes, software, volume_key
 from recon.arrays import Array
 from recon.assemble import Assembler
-from recon.consistency import measure_slice
+from recon.consistency import measure_slice, ranked
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.network import Network
 from recon.placement import stack_geometry
@@ -310,9 +309,7 @@ class Chain:
         """Take the measures of one slice that the verdict rests on; those that cost most of every second slice."""
         if self._network is None or self._network.card.limits is None:
             return
-        ranks = np.full(len(numbers), -1)
-        lines = np.flatnonzero(numbers >= 0)
-        ranks[lines[np.argsort(numbers[lines], kind="stable")]] = np.arange(len(lines))
+        ranks, in_order = ranked(numbers)
         measures = measure_slice(
             start,
             ranks,
@@ -320,7 +317,7 @@ class Chain:
             None if learned is None else learned.solution,
             thorough=n_slices < _FEW_SLICES or key.slice % 2 == 0,
         )
-        self._watch.judge(key, measures, np.sort(numbers[lines]))
+        self._watch.judge(key, measures, in_order)
 
     def _run_network(self, classical: Classical, encoding: Encoding) -> tuple[Learned | None, str]:
         """Return the network's image, or why its run failed: the classical one then leads, and says so."""

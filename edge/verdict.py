@@ -76,7 +76,7 @@ class Watch:
         self._tell(self._checks.complete(key))
 
     def judge(self, key: ImageKey, measures: SliceMeasures, numbers: Array) -> None:
-        """Take the measures of an image, and announce what is wrong with it. numbers: of its lines' readouts, ascending."""
+        """Take the measures of an image, announce what is wrong. numbers: of its lines' readouts, ascending."""
         self._slices.measures[key], self._slices.numbers[key] = measures, numbers
         if self._limits is None:
             return

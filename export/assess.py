@@ -12,7 +12,7 @@ import onnxruntime
 
 from recon.arrays import Array
 from recon.assemble import Assembler
-from recon.consistency import SliceMeasures, measure_slice
+from recon.consistency import SliceMeasures, measure_slice, ranked
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.line_checks import LineChecks
 from recon.line_faults import LineReport
@@ -32,7 +32,7 @@ class HostNetwork:
         """Open the ONNX file that `card` describes."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = 2
+        options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.card = card
         self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
@@ -50,7 +50,8 @@ class HostNetwork:
 class Assessed:
     """What came of a scan. images: the leading one of each key, float32 (slice, y, x); methods: how it was made.
 
-    lines: what was wrong with its readouts; left_out: why some could not be used. measures: of each 2-D image.
+    lines: what was wrong with its readouts; left_out: why some could not be used. measures: of each 2-D image; numbers:
+    of the readouts that gave its lines, ascending.
     """
 
     images: Mapping[ImageKey, Array]
@@ -58,6 +59,7 @@ class Assessed:
     lines: LineReport
     left_out: Mapping[str, int]
     measures: Mapping[ImageKey, SliceMeasures]
+    numbers: Mapping[ImageKey, Array]
 
 
 def assess(scan: Scan, readouts: Iterable[Acquisition], network: Network, *, every: int = 1) -> Assessed:
@@ -70,12 +72,13 @@ def assess(scan: Scan, readouts: Iterable[Acquisition], network: Network, *, eve
     for number, readout in enumerate(readouts):
         checks.add(readout, number)
         try:
-            assembler.add(readout)
+            assembler.add(readout, number)
         except (AcquisitionError, ShapeError) as error:
             left_out[str(error)] += 1
     images: dict[ImageKey, Array] = {}
     methods: dict[ImageKey, str] = {}
     measures: dict[ImageKey, SliceMeasures] = {}
+    numbers: dict[ImageKey, Array] = {}
     for number, key in enumerate(assembler.open_keys()):
         encoding = scan.encodings[key.encoding]
         coils = sense_coils(
@@ -90,9 +93,10 @@ def assess(scan: Scan, readouts: Iterable[Acquisition], network: Network, *, eve
             except BackendError as error:
                 left_out[str(error)] += 1
         if start is not None and not encoding.is_3d:
+            ranks, numbers[key] = ranked(assembler.order(key)[0])
             measures[key] = measure_slice(
                 start,
-                assembler.order(key)[0],
+                ranks,
                 None if learned is None else network,
                 None if learned is None else learned.solution,
                 thorough=number % every == 0,
@@ -102,14 +106,14 @@ def assess(scan: Scan, readouts: Iterable[Acquisition], network: Network, *, eve
         checks.complete(key)
     if not images:
         raise AcquisitionError(f"no image came of the scan: {next(iter(left_out), 'it has no imaging readouts')}")
-    return Assessed(images, methods, checks.report(), dict(left_out), measures)
+    return Assessed(images, methods, checks.report(), dict(left_out), measures, numbers)
 
 
 def error_in_head(image: Array, truths: Iterable[Array]) -> float:
-    """Return the error of a magnitude image (y, x) relative to what is right, inside the head; of several truths the least.
+    """Return the error of a magnitude image (y, x) relative to the truth, inside the head; of several truths the least.
 
-    The image is scaled to fit best: receivers have no absolute unit. What a head that moved looks like is what it looked
-    like in one of its poses, so a scan whose head moved before its centre of k-space was read is not called wrong.
+    The image is scaled to fit best: receivers have no absolute unit. What a head that moved looks like is what it
+    looked like in one of its poses: a scan whose head moved before its centre of k-space was read is not wrong.
     """
     errors = []
     for truth in truths:

@@ -1,4 +1,4 @@
-"""Set the verdict's thresholds: `python -m export.calibrate_quality --data ../shared/data --model edge/assets/reconstruction`.
+"""Set the verdict's thresholds: `python -m export.calibrate_quality --data DIR --model edge/assets/reconstruction`.
 
 Scans of training subjects are simulated, clean and with faults, and measured as the chain measures them. What is usual
 in the clean ones, and from where on a measure speaks of an image that is wrong, goes into the `quality` section of the
@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits
 
 from export.assess import HostNetwork
 from export.roc import area, draw
 from export.slices import SETS, load_slices
 from export.verdict_trials import CLEAN, Row, load_rows, make_rows, save_rows
 from recon.judge import SAYINGS, suspicion
-from recon.limits import FALSE_ALARMS, FEATURE, Limit, covariates, read_limits
+from recon.limits import FALSE_ALARMS, FEATURE, Limit, Limits, covariates, read_limits, with_novelty
 from recon.network import read_card
 
 PICTURE = "quality_roc.png"
@@ -45,7 +46,7 @@ def fit(rows: list[Row]) -> dict[str, Any]:
     precision = np.linalg.inv(covariance + SHRINK * np.diag(np.diag(covariance)) + 1e-9 * np.eye(len(names)))
     familiar = {"mean": _short(features.mean(0)), "precision": [_short(each) for each in precision]}
     empty = read_limits({"limits": [], "familiar": familiar})
-    judged = [(row, _judged(row, empty)) for row in rows]
+    judged = [(row, with_novelty(row.values, empty)) for row in rows]
     for measure in SAYINGS:
         for known in (True, False):
             some = [(row, v) for row, v in judged if measure in v and (v.get("noise_known", 0) > 0.5) == known]
@@ -53,12 +54,6 @@ def fit(rows: list[Row]) -> dict[str, Any]:
             if found is not None:
                 limits.append({"measure": measure, "noise_known": known, **found})
     return {"limits": limits, "familiar": familiar}
-
-
-def _judged(row: Row, limits: Any) -> dict[str, float]:
-    from recon.limits import with_novelty
-
-    return with_novelty(row.values, limits)
 
 
 def _limit(measure: str, rows: list[tuple[Row, dict[str, float]]]) -> dict[str, Any] | None:
@@ -70,7 +65,7 @@ def _limit(measure: str, rows: list[tuple[Row, dict[str, float]]]) -> dict[str, 
     coefficients = np.linalg.lstsq(design, logs, rcond=None)[0]
     rest = logs - design @ coefficients
     spread = max(float(np.sqrt((rest**2).mean())), 1e-3)
-    trial = Limit(tuple(coefficients), spread, 0.0, np.inf)  # type: ignore[arg-type]
+    trial = Limit(tuple(coefficients), spread, 0.0, np.inf)
     deviations = np.array([trial.deviation(v[measure], v) for v in clean])
     degraded = max(LEAST_DEVIATION, float(np.quantile(deviations, 1 - FALSE_ALARMS)) + 0.25)
     bad = sorted(((trial.deviation(v[measure], v), row.is_worse) for row, v in rows), reverse=True)
@@ -92,14 +87,14 @@ def _short(numbers: Any) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers]
 
 
-def score(row: Row, limits: Any) -> float:
+def score(row: Row, limits: Limits) -> float:
     """Return how suspicious a scan is: its measures, and far above them any fault of its readouts."""
     faulty = sum(row.kinds.values()) + row.left_out + (0 if row.has_image else 1)
     return suspicion(row.values, limits) + (LINE_SCORE if faulty else 0.0)
 
 
-def scores(rows: list[Row], limits: Any) -> dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]]:
-    """Return by fault, and for "all", scores of the scans that it made worse and of the clean ones, with scan numbers."""
+def scores(rows: list[Row], limits: Limits) -> dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]]:
+    """Return by fault, and for "all", scores of scans that it made worse and of clean ones, with scan numbers."""
     clean = [(row.scan, score(row, limits)) for row in rows if row.fault == CLEAN]
     out = {"all": ([(row.scan, score(row, limits)) for row in rows if row.fault != CLEAN and row.is_worse], clean)}
     for fault in sorted({row.fault for row in rows} - {CLEAN}):
@@ -107,7 +102,7 @@ def scores(rows: list[Row], limits: Any) -> dict[str, tuple[list[tuple[int, floa
     return out
 
 
-def summary(rows: list[Row], limits: Any) -> dict[str, Any]:
+def summary(rows: list[Row], limits: Limits) -> dict[str, Any]:
     """Return what a card says of the run: areas with intervals, false alarms, how many scans."""
     by_fault = scores(rows, limits)
     clean = [row for row in rows if row.fault == CLEAN]
@@ -156,7 +151,11 @@ def main(arguments: list[str] | None = None) -> int:
         curves = {
             name: ([s for _, s in bad], [s for _, s in good]) for name, (bad, good) in scores(rows, limits).items()
         }
-        draw(curves, args.model / PICTURE, "Faults found, among simulated scans of training subjects that they made worse")
+        draw(
+            curves,
+            args.model / PICTURE,
+            "Faults found, among simulated scans of training subjects that they made worse",
+        )
     print(json.dumps(section["calibration"], indent=1))
     return 0
 
@@ -168,6 +167,7 @@ def _simulate(args: argparse.Namespace, content: dict[str, Any]) -> list[Row]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("simulated scans", total=args.scans * (1 + args.faults))
+        threadpool_limits(limits=1, user_api="blas")
         for row in make_rows(slices, network, args.scans, args.faults, args.seed):
             rows.append(row)
             progress.advance(task)

@@ -120,9 +120,7 @@ def _interference(readouts: Readouts, severity: int, rng: np.random.Generator) -
     """A carrier of one frequency, of any phase in each readout: 4, 12 or 40 times the noise in its column."""
     amplitude = (4, 12, 40)[severity] * _quietest(readouts) / np.sqrt(readouts[0].samples.shape[1])
     frequency = rng.uniform(-0.5, 0.5)
-    coils = rng.uniform(0.3, 1, len(readouts[0].samples)) * np.exp(
-        2j * np.pi * rng.random(len(readouts[0].samples))
-    )
+    coils = rng.uniform(0.3, 1, len(readouts[0].samples)) * np.exp(2j * np.pi * rng.random(len(readouts[0].samples)))
 
     def add(samples: Array, _: int) -> Array:
         phase = 2 * np.pi * (frequency * np.arange(samples.shape[1]) + rng.random())
@@ -165,9 +163,7 @@ def _ghost(readouts: Readouts, severity: int, rng: np.random.Generator) -> Reado
 def _no_calibration(readouts: Readouts, severity: int, rng: np.random.Generator) -> Readouts:
     """The calibration lines are lost: all, or all but 2 or 4."""
     calibrating = [
-        number
-        for number, each in enumerate(readouts)
-        if each.role in (Role.CALIBRATION, Role.CALIBRATION_AND_IMAGING)
+        number for number, each in enumerate(readouts) if each.role in (Role.CALIBRATION, Role.CALIBRATION_AND_IMAGING)
     ]
     kept = set(calibrating[: (4, 2, 0)[severity]])
     return [each for number, each in enumerate(readouts) if number in kept or number not in calibrating]
@@ -201,5 +197,5 @@ INJECTED: dict[str, Callable[[Readouts, int, np.random.Generator], Readouts]] = 
 
 
 def inject(fault: str, severity: int, readouts: Readouts, rng: np.random.Generator) -> Readouts:
-    """Return the readouts of a scan with one of `INJECTED` in them, severity 0 (mild) to 2; raise KeyError otherwise."""
+    """Return the readouts of a scan with one of `INJECTED` in them, severity 0 (mild) to 2; raise KeyError else."""
     return INJECTED[fault](readouts, severity, rng)

@@ -25,7 +25,7 @@ class Area(NamedTuple):
 
 
 def auroc(faulty: Sequence[float], clean: Sequence[float]) -> float:
-    """Return how often a faulty scan scores above a clean one, ties counting half (Mann and Whitney's U); NaN for none."""
+    """Return how often a faulty scan scores above a clean one, ties counting half (Mann–Whitney's U); NaN for none."""
     if not len(faulty) or not len(clean):
         return float("nan")
     ranks = stats.rankdata(np.concatenate((faulty, clean)))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from export.simulated import FIELD_MM, FINENESS, draw_coils, draw_image, see
+from export.simulated import FIELD_MM, draw_coils, draw_image, see
 from export.slices import Slice
 from recon.arrays import Array
 from recon.fourier import resize_centred, to_kspace
@@ -107,7 +107,7 @@ def draw_subject(rng: np.random.Generator, source: Slice, setting: Setting) -> S
 
 
 def draw_move(rng: np.random.Generator, mm: float, n_lines: int) -> Move:
-    """Return a motion of `mm`, and of `DEGREES_PER_MM` as many degrees, that begins between 15 and 85 % of the lines."""
+    """Return a motion of `mm`, and of `DEGREES_PER_MM` as many degrees, that begins at 15 to 85 % of the lines."""
     angle = rng.uniform(0, 2 * np.pi)
     degrees = float(rng.choice((-1, 1))) * DEGREES_PER_MM * mm
     onset = int(rng.uniform(0.15, 0.85) * n_lines)
@@ -183,7 +183,9 @@ def read(
     full = [_lines(each) for each in seen]
     noise = rng.standard_normal((2, setting.n_coils, n_y + N_NOISE + setting.n_acs, OVERSAMPLING * n_x), np.float32)
     noise = (noise[0] + 1j * noise[1]) * (level * np.float32(0.5**0.5))
-    out = [_readout(noise[:, n_y + number], Role.NOISE, number) for number in range(N_NOISE if setting.has_noise else 0)]
+    out = [
+        _readout(noise[:, n_y + number], Role.NOISE, number) for number in range(N_NOISE if setting.has_noise else 0)
+    ]
     if setting.separate:
         turned = Move((0.0, calibration_mm), DEGREES_PER_MM * calibration_mm, 0, "step")
         away = _lines(see(_moved(subject.image, turned, 1.0), subject.coils)) if calibration_mm else full[0]

@@ -17,6 +17,7 @@ from export.trials import KEY, Setting, Stream, Subject, draw_move, draw_setting
 from recon.arrays import Array
 from recon.errors import AcquisitionError
 from recon.network import Network
+from recon.scan import Role
 
 CLEAN = "clean"
 MOTION_MM = (1.0, 3.0, 6.0)
@@ -31,8 +32,9 @@ WORSE = 1.2  # a fault that raises the true error by more is to be found
 class Row:
     """One assessed scan. error: of its leading image, inside the head; clean_error: of the scan without the fault.
 
-    values: its measures. kinds: what the checks of its readouts found, with counts. onset: the rank of the line with which
-    a motion began, and found: where the measures put it, of n_lines. images: False where the scan gave none.
+    values: its measures. kinds: what the checks of its readouts found, with counts. onset: the rank of the line with
+    which a motion began, and found: where the measures put it, of n_lines. has_image: False where the scan gave none.
+    level, repeat: of the verdict, where one was asked for.
     """
 
     scan: int
@@ -50,8 +52,9 @@ class Row:
     onset: int | None = None
     found: int | None = None
     n_lines: int = 0
-    move: str = ""
     has_image: bool = True
+    level: str = ""
+    repeat: bool = False
 
     @property
     def is_worse(self) -> bool:
@@ -59,15 +62,21 @@ class Row:
         return not self.has_image or self.error > WORSE * self.clean_error
 
 
+Judge = Callable[[Stream, Assessed], tuple[str, bool]]
+
+
+def no_verdict(stream: Stream, assessed: Assessed) -> tuple[str, bool]:
+    """Return no level and no advice."""
+    return "", False
+
+
 def make_rows(
-    slices: list[Slice],
-    network: Network,
-    n_scans: int,
-    n_faults: int,
-    seed: int,
-    on_row: Callable[[Row], None] = lambda row: None,
+    slices: list[Slice], network: Network, n_scans: int, n_faults: int, seed: int, judge: Judge = no_verdict
 ) -> Iterator[Row]:
-    """Yield the rows of `n_scans` scans, each clean first and then with `n_faults` faults; a seed gives the same ones."""
+    """Yield the rows of `n_scans` scans, each clean first and then with `n_faults` faults; a seed gives the same ones.
+
+    judge: returns the verdict's level and whether it advises to scan again.
+    """
     weight = np.array([each.weight for each in slices])
     for number in range(n_scans):
         rng = np.random.default_rng([seed, number])
@@ -75,14 +84,11 @@ def make_rows(
         setting = draw_setting(rng)
         subject = draw_subject(rng, source, setting)
         noise = int(rng.integers(1 << 31))
-        clean = _row(number, source, setting, CLEAN, 0, read(subject, setting, noise), network, None)
-        on_row(clean)
+        clean = _row(number, source, setting, CLEAN, 0, read(subject, setting, noise), network, judge)
         yield clean
         for fault, severity in _drawn(rng, setting, n_faults):
             stream = _spoiled(rng, subject, setting, noise, fault, severity)
-            row = _row(number, source, setting, fault, severity, stream, network, clean.error)
-            on_row(row)
-            yield row
+            yield _row(number, source, setting, fault, severity, stream, network, judge, clean.error)
 
 
 def _drawn(rng: np.random.Generator, setting: Setting, n: int) -> list[tuple[str, int]]:
@@ -130,7 +136,8 @@ def _row(
     severity: int,
     stream: Stream,
     network: Network,
-    clean_error: float | None,
+    judge: Judge,
+    clean_error: float | None = None,
 ) -> Row:
     try:
         found: Assessed | None = assess(stream.scan, stream.acquisitions, network)
@@ -151,7 +158,9 @@ def _row(
         sum(found.left_out.values()),
         stream.onset,
         None if measures is None else measures.onset,
-        sum(each.role.value in ("imaging", "calibration and imaging") for each in stream.acquisitions),
+        sum(each.role in (Role.IMAGING, Role.CALIBRATION_AND_IMAGING) for each in stream.acquisitions),
+        True,
+        *judge(stream, found),
     )
 
 

@@ -95,6 +95,18 @@ def measure_slice(
     return SliceMeasures(_finite(values), onset, invented)
 
 
+def ranked(numbers: Array) -> tuple[Array, Array]:
+    """Return the rank in which each line of an image came, int (ky), -1 for none, and the numbers in ascending order.
+
+    numbers: int (ky), of the readout that gave each line, -1 where not measured.
+    """
+    lines = np.flatnonzero(numbers >= 0)
+    in_order = lines[np.argsort(numbers[lines], kind="stable")]
+    ranks = np.full(len(numbers), -1)
+    ranks[in_order] = np.arange(len(lines))
+    return ranks, numbers[in_order]
+
+
 def relative_error(
     start: Start, image: Array, held: HeldOut, excess: Array, level: float, displaced: float = 0.0
 ) -> float:

@@ -1,8 +1,8 @@
 """Interference from outside: power that stands in a few columns where k-space should hold noise.
 
 A transmitter near the scanner is narrow-band: after the readout transform it stands in the same few columns of every
-line, as strong at the outermost lines as further in. Anatomy fades towards the outermost lines; the scalp at the side of
-a head, which fills one column, is told from a transmitter by that alone.
+line, as strong at the outermost lines as further in. Anatomy fades towards the outermost lines; the scalp at the side
+of a head, which fills one column, is told from a transmitter by that alone.
 Source: the raw data of the unshielded 0.055 T scanner of Liu et al., Nature Communications 12:7238 (2021).
 """
 
@@ -28,8 +28,8 @@ MIN_NARROW = 3.5
 # readouts of 512 columns, 44 times in one of 20 000. Several coils are several draws.
 MIN_ALONE, MIN_ALONE_OF_FEW = 4.0, 40.0
 # What a column has more than those around in lines nearer to the centre, over what it has more in the outermost ones:
-# 0.9 to 1.1 for a transmitter of ten times the noise in its column; the anatomy that stands out in nine of 120 simulated
-# scans has 1.4 to 8.
+# 0.9 to 1.1 for a transmitter of ten times the noise in its column; the anatomy that stands out in nine of 120
+# simulated scans has 1.4 to 8.
 MAX_FADING = 1.3
 # Of the power in the column, from line to line: its standard deviation over its mean. A steady carrier of ten times the
 # noise has 0.02 to 0.35, anatomy in the outermost lines of simulated scans 0.6 and more: it is speckle there.

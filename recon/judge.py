@@ -33,13 +33,16 @@ SAYINGS = {
         "disagreement", "the network's lines are far from the classical ones: {value}, at most {threshold} is usual"
     ),
     "chi2": Said(
-        "unexplained-lines", "measured lines do not fit the coil maps: {value}, at most {threshold} noise variances are usual"
+        "unexplained-lines",
+        "measured lines do not fit the coil maps: {value}, at most {threshold} noise variances are usual",
     ),
     "map_residual": Said(
         "coil-maps", "coil maps do not explain their calibration lines: {value}, at most {threshold} is usual"
     ),
     "ghost": Said("ghost", "a ghost beside the head: {value} of its signal, at most {threshold} is usual"),
-    "novelty": Said("unfamiliar", "the image is unlike those that limits were made on: {value}, at most {threshold} is usual"),
+    "novelty": Said(
+        "unfamiliar", "the image is unlike those that limits were made on: {value}, at most {threshold} is usual"
+    ),
 }
 
 
@@ -82,7 +85,7 @@ def worst(measures: Mapping[ImageKey, SliceMeasures], limits: Limits) -> dict[st
 
 
 def suspicion(values: Mapping[str, float], limits: Limits) -> float:
-    """Return how suspicious one slice is: the largest deviation of a measure over that of its limit; above 1 is a reason."""
+    """Return how suspicious one slice is: a measure's largest deviation over that of its limit; above 1 is a reason."""
     judged = with_novelty(values, limits)
     found = [0.0]
     for measure in SAYINGS:

@@ -127,7 +127,7 @@ class Chain:
         self._coils: dict[ImageKey, tuple[int, Sensitivities]] = {}
         self._volumes = Volumes(results, self._scan)
         card = self._network.card if self._network else None
-        self._watch = Watch(self._scan, card.trained_range if card else None, card.limits if card else None, on_fault)
+        self._watch = Watch(self._scan, card.trained_range if card else None, on_fault, card.limits if card else None)
 
     def feed(self, readout: Readout, message_end: int = 0) -> None:
         """Take one readout; images that it completes are made now."""

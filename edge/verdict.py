@@ -52,10 +52,10 @@ class Watch:
         self,
         scan: Scan,
         trained: TrainedRange | None,
-        limits: Limits | None = None,
         on_fault: Callable[[dict[str, Any]], None] = lambda fault: None,
+        limits: Limits | None = None,
     ) -> None:
-        """limits: of what is measured of slices. on_fault: called with the fields of an early `quality` event."""
+        """on_fault: called with the fields of an early `quality` event. limits: of what is measured of slices."""
         self._scan = scan
         self._limits = limits
         self._slices = Slices()

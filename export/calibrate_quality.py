@@ -32,6 +32,8 @@ MIN_ROWS = 40  # clean scans, to say what is usual in those whose noise was, or 
 LEAST_DEVIATION = 3.0  # spreads; about one false alarm in 740 for a measure that is log-normal
 GRAVE_SHARE = 0.95  # of the scans above a grave threshold are worse than without their fault
 MIN_GRAVE = 8  # scans above it
+# Of measures that are about nought in clean scans: what is smaller says nothing.
+FLOORS = {"inconsistency": 3e-3, "ghost": 0.02, "disagreement": 0.01, "map_residual": 1e-4}
 SHRINK = 0.05  # of the features' mean variance, added to each: few scans tell a covariance badly
 LINE_SCORE = 10.0  # of a scan with a faulty readout, far above any measure
 
@@ -61,11 +63,12 @@ def _limit(measure: str, rows: list[tuple[Row, dict[str, float]]]) -> dict[str, 
     if len(clean) < MIN_ROWS:
         return None
     design = np.array([covariates(v) for v in clean])
-    logs = np.log(np.maximum([v[measure] for v in clean], 1e-9))
+    floor = FLOORS.get(measure, 1e-6)
+    logs = np.log(np.maximum([v[measure] for v in clean], floor))
     coefficients = np.linalg.lstsq(design, logs, rcond=None)[0]
     rest = logs - design @ coefficients
     spread = max(float(np.sqrt((rest**2).mean())), 1e-3)
-    trial = Limit(tuple(coefficients), spread, 0.0, np.inf)
+    trial = Limit(tuple(coefficients), spread, 0.0, np.inf, floor)
     deviations = np.array([trial.deviation(v[measure], v) for v in clean])
     degraded = max(LEAST_DEVIATION, float(np.quantile(deviations, 1 - FALSE_ALARMS)) + 0.25)
     bad = sorted(((trial.deviation(v[measure], v), row.is_worse) for row, v in rows), reverse=True)
@@ -80,6 +83,7 @@ def _limit(measure: str, rows: list[tuple[Row, dict[str, float]]]) -> dict[str, 
         "spread": round(spread, 5),
         "degraded": round(degraded, 3),
         "untrusted": untrusted,
+        "floor": floor,
     }
 
 

@@ -117,14 +117,20 @@ def _clipping(readouts: Readouts, severity: int, rng: np.random.Generator) -> Re
 
 
 def _interference(readouts: Readouts, severity: int, rng: np.random.Generator) -> Readouts:
-    """A carrier of one frequency, of any phase in each readout: 4, 12 or 40 times the noise in its column."""
+    """A carrier of one frequency, of any phase in each readout: 4, 12 or 40 times the noise in its column.
+
+    Half of them are steady, the others vary from readout to readout as noise does.
+    """
     amplitude = (4, 12, 40)[severity] * _quietest(readouts) / np.sqrt(readouts[0].samples.shape[1])
     frequency = rng.uniform(-0.5, 0.5)
     coils = rng.uniform(0.3, 1, len(readouts[0].samples)) * np.exp(2j * np.pi * rng.random(len(readouts[0].samples)))
 
+    is_steady = rng.random() < 0.5
+
     def add(samples: Array, _: int) -> Array:
+        strength = 1.0 if is_steady else rng.rayleigh(0.5**0.5)
         phase = 2 * np.pi * (frequency * np.arange(samples.shape[1]) + rng.random())
-        return samples + amplitude * coils[:, None] * np.exp(1j * phase)
+        return samples + strength * amplitude * coils[:, None] * np.exp(1j * phase)
 
     return _with(readouts, add, np.arange(len(readouts)))
 

@@ -32,8 +32,10 @@ MIN_ALONE, MIN_ALONE_OF_FEW = 4.0, 40.0
 # simulated scans has 1.4 to 8.
 MAX_FADING = 1.3
 # Of the power in the column, from line to line: its standard deviation over its mean. A steady carrier of ten times the
-# noise has 0.02 to 0.35, anatomy in the outermost lines of simulated scans 0.6 and more: it is speckle there.
+# noise has 0.02 to 0.35, anatomy in the outermost lines of simulated scans 0.6 and more: it is speckle there, as an
+# unsteady transmitter is. The latter is told by how it fades, once enough lines were read to be sure of that.
 MAX_VARIATION = 0.5
+MANY_LINES = 32  # at each end and inside
 MIN_FLOOR = 1e-6  # of the mean power: where the background is weaker, the data are a phantom's and free of noise
 MAX_COLUMNS = 8  # that are named
 
@@ -87,6 +89,8 @@ class Spectrum:
             fading = _fading(np.mean(ends, axis=0), inner / n_inner)
             centre = inner.shape[1] // 2
             tones = [tone for tone in tones if fading[tone.column + centre] < MAX_FADING]
+        if min(n, n_inner) >= MANY_LINES:
+            return tones, threshold
         return [tone for tone in tones if self._variation(tone) < MAX_VARIATION], threshold
 
     def _variation(self, tone: Tone) -> float:
@@ -130,7 +134,8 @@ def _stand_out(profiles: list[Array], threshold: float) -> tuple[list[Tone], flo
 def _fading(outer: Array, inner: Array) -> Array:
     """What each column has more than those around it in inner lines, over the same in outer ones: float (column,)."""
     more = [each - median_filter(each, NARROW, mode="wrap") for each in (inner.sum(axis=0), outer.sum(axis=0))]
-    out: Array = np.abs(more[0]) / np.maximum(more[1], np.finfo(np.float32).tiny)
+    out: Array = np.full(len(more[1]), np.inf)
+    np.divide(np.abs(more[0]), more[1], out=out, where=more[1] > MIN_FLOOR * outer.sum(axis=0).mean())
     return out
 
 

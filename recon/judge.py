@@ -29,6 +29,10 @@ SAYINGS = {
         "held-out-lines",
         "measured lines that were hidden are not predicted from the rest: error {value}, at most {threshold} is usual",
     ),
+    "held_out_chi2": Said(
+        "inconsistent-lines",
+        "lines do not agree with those around them: {value}, at most {threshold} noise variances are usual",
+    ),
     "disagreement": Said(
         "disagreement", "the network's lines are far from the classical ones: {value}, at most {threshold} is usual"
     ),

@@ -21,7 +21,6 @@ from recon.errors import ModelError
 FEATURE = "feature_"  # measures of this name describe what kind of image it is, and make up "novelty"
 NOVELTY = "novelty"
 FALSE_ALARMS = 0.002  # of one measure in one slice, at which thresholds are set
-_FLOOR = 1e-9
 _NORMAL = NormalDist()
 
 
@@ -31,17 +30,18 @@ class Limit:
 
     coefficients: of 1, of log(1 / coverage) and of log noise, for the mean of log measure. spread: its standard
     deviation about that. degraded, untrusted: from how many spreads on; untrusted is infinite where a measure alone
-    never says so.
+    never says so. floor: smaller values are taken for it, as their logarithm says nothing.
     """
 
     coefficients: tuple[float, float, float]
     spread: float
     degraded: float
     untrusted: float
+    floor: float = 1e-9
 
     def deviation(self, value: float, values: Mapping[str, float]) -> float:
         """Return how many spreads a value lies above what is usual for a scan with `values`."""
-        return (math.log(max(value, _FLOOR)) - self._usual(values)) / self.spread
+        return (math.log(max(value, self.floor)) - self._usual(values)) / self.spread
 
     def at(self, deviation: float, values: Mapping[str, float]) -> float:
         """Return the value that lies `deviation` spreads above what is usual."""
@@ -103,6 +103,7 @@ def read_limits(content: Mapping[str, Any]) -> Limits:
                 float(each["spread"]),
                 float(each["degraded"]),
                 math.inf if each["untrusted"] is None else float(each["untrusted"]),
+                float(each["floor"]),
             )
             for each in content["limits"]
         }
@@ -111,7 +112,7 @@ def read_limits(content: Mapping[str, Any]) -> Limits:
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the model card's quality section cannot be read: {error}") from error
     if precision.shape != (len(mean), len(mean)) or any(
-        each.spread <= 0 or len(each.coefficients) != 3 for each in by_measure.values()
+        min(each.spread, each.floor) <= 0 or len(each.coefficients) != 3 for each in by_measure.values()
     ):
         raise ModelError("the model card's quality section has numbers that do not fit together")
     return Limits(by_measure, mean, precision)

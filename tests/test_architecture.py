@@ -42,7 +42,14 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "nibabel": {"export"},
     "torch": {"export"},
     "onnx": {"export"},
-    "onnxruntime": {"edge.backends.ort", "export.assess", "export.onnx", "export.quantise", "export.triage_chain", "export.triage_onnx"},
+    "onnxruntime": {
+        "edge.backends.ort",
+        "export.assess",
+        "export.onnx",
+        "export.quantise",
+        "export.triage_chain",
+        "export.triage_onnx",
+    },
     "cupy": {"edge.backends.device"},
     "cupyx": {"recon.fourier"},  # the transforms that keep complex64, for arrays that are CuPy's already
     "matplotlib": {"export.roc", "export.validation"},

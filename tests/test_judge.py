@@ -20,8 +20,20 @@ KNOWN = {"noise_known": 1.0, "coverage": 0.25, "noise": 0.01}
 
 def section(**changes: Any) -> dict[str, Any]:
     """A card's section: motion is usually 0.1 and errors are in proportion to what was not measured."""
-    motion = {"measure": "inconsistency", "noise_known": True, "coefficients": [math.log(0.1), 0, 0], "spread": 0.5}
-    hidden = {"measure": "held_out", "noise_known": True, "coefficients": [math.log(0.02), 1.0, 0], "spread": 0.2}
+    motion = {
+        "measure": "inconsistency",
+        "noise_known": True,
+        "coefficients": [math.log(0.1), 0, 0],
+        "spread": 0.5,
+        "floor": 1e-6,
+    }
+    hidden = {
+        "measure": "held_out",
+        "noise_known": True,
+        "coefficients": [math.log(0.02), 1.0, 0],
+        "spread": 0.2,
+        "floor": 1e-6,
+    }
     limits = [{**motion, "degraded": 3.0, "untrusted": 5.0}, {**hidden, "degraded": 3.0, "untrusted": None}]
     familiar = {"mean": [1.0, 2.0], "precision": [[4.0, 0.0], [0.0, 1.0]]}
     return {"limits": limits, "familiar": familiar, **changes}

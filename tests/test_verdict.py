@@ -231,7 +231,7 @@ def test_a_broken_scanner_does_not_flood_those_who_listen(raw: RawFile) -> None:
         watch._tell([fault, fault_of(Kind.SPIKE)])
     assert 2 <= len(told) <= 6  # one of each kind, and perhaps those of a second or two on a busy machine
     assert {each["fault"] for each in told} == {"not-finite", "spike"}
-    assert watch._found == {Kind.NOT_FINITE: 1000, Kind.SPIKE: 1000}
+    assert watch._found == {"not-finite": 1000, "spike": 1000}
 
 
 def note_of(tmp_path: Path, verdict: Verdict, exam: Exam, received_at: datetime | None) -> Path:

@@ -32,7 +32,7 @@ MIN_SHIFT = 1.5  # voxels: less spoils little, and is what wrong phases look lik
 BAND = 64  # samples of a line around its centre that are compared; beyond lies mostly noise
 MIN_LINES = 12
 MIN_CONJUGATE = 6  # lines from the centre: nearer ones are their own conjugates through the coils
-N_BANDS = 8  # of distance from the centre
+N_BANDS = 5  # of distance from the centre
 EVERY = 2  # columns of the reduced grid that share a predictor
 CAP = 0.995  # of a coherence, so that its logarithm is finite
 
@@ -51,12 +51,14 @@ class Motion(NamedTuple):
 class Prediction(NamedTuple):
     """What some lines say of others: complex64 (line, coil, x) by the line predicted, and where it comes from.
 
-    total: of all sources. parts: by source. sources: int (source, line), -1 where there is none.
+    total: of all sources. parts: by source. sources: int (source, line), -1 where there is none. expected: (line), the
+    share of its power that the model says they explain.
     """
 
     total: Array
     parts: Array
     sources: Array
+    expected: Array
 
 
 def find_motion(kspace: KSpace, maps: CoilMaps, order: Array) -> Motion | None:
@@ -148,7 +150,7 @@ def _compare(own: Array, found: Prediction, late: Array, bands: Array, shifts: _
     """
     parts = [_along_kx(each) for each in found.parts]
     total = parts[0] + parts[1]
-    weight = _whitening(own, total)
+    weight = _whitening(own, total) * found.expected[:, None]
     shape = (len(late), N_BANDS, len(shifts.is_far))
     sums = _Powers(np.zeros(shape, np.float32), np.zeros(shape, np.float32), *np.zeros((3, N_BANDS)))
     used = found.sources.max(0) >= 0
@@ -210,10 +212,10 @@ class _Model:
             self._kept[key] = (maps * (self._power * wave)) @ other.transpose(0, 2, 1)
         return self._kept[key]
 
-    def predictor(self, offsets: tuple[int, ...], is_conjugate: bool) -> Array:
-        """Return complex64 (x, coil, source · coil) that predicts a line from those at `offsets` from it.
+    def predictor(self, offsets: tuple[int, ...], is_conjugate: bool) -> tuple[Array, float]:
+        """Return complex64 (x, coil, source · coil) that predicts a line from those at `offsets`, and how much of it.
 
-        is_conjugate: from conjugates of lines that with it add up to `offsets`.
+        is_conjugate: from conjugates of lines that with it add up to `offsets`. The share is of the line's power.
         """
         covariance = [[self.covariance(a - b) for b in offsets] for a in offsets]
         known = np.concatenate([np.concatenate(row, 2) for row in covariance], 1)
@@ -224,8 +226,9 @@ class _Model:
         )
         level = 1 + 1e-3 * np.trace(known, axis1=1, axis2=2).real / known.shape[1]
         known = known + level[:, None, None] * np.eye(known.shape[1], dtype=np.float32)
-        solved: Array = np.linalg.solve(known.transpose(0, 2, 1), wanted.transpose(0, 2, 1))
-        return solved.transpose(0, 2, 1)
+        solved = np.linalg.solve(known.transpose(0, 2, 1), wanted.transpose(0, 2, 1)).transpose(0, 2, 1)
+        whole = np.trace(self.covariance(0), axis1=1, axis2=2).real.sum()
+        return solved, float((solved * wanted.conj()).sum().real / max(float(whole), 1e-20))
 
 
 def _reduced(kspace: KSpace, maps: CoilMaps) -> tuple[Array, _Model]:
@@ -266,18 +269,20 @@ def _predicted(samples: Array, model: _Model, lines: Array, sources: Array, is_c
     parts = np.zeros((len(sources), len(lines), n_coils, n_x), np.complex64)
     offsets = np.where(sources >= 0, ky[sources] + (ky if is_conjugate else -ky), 0)
     alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    expected = np.zeros(len(lines), np.float32)
     for line in range(len(lines)):
         kept = tuple((slot, int(offsets[slot, line])) for slot in range(len(sources)) if sources[slot, line] >= 0)
         if kept:
             alike.setdefault(kept, []).append(line)
     for kept, those in alike.items():
-        predictor = model.predictor(tuple(offset for _, offset in kept), is_conjugate)
+        predictor, share = model.predictor(tuple(offset for _, offset in kept), is_conjugate)
+        expected[those] = share
         predictor = np.repeat(predictor, EVERY, axis=0)[:n_x]
         for number, (slot, _) in enumerate(kept):
             given = samples[:, :, lines[sources[slot, those]]]
             own = predictor[:, :, number * n_coils : (number + 1) * n_coils]
             parts[slot][those] = (own @ (given.conj() if is_conjugate else given)).transpose(2, 1, 0)
-    return Prediction(parts.sum(0), parts, sources)
+    return Prediction(parts.sum(0), parts, sources, expected)
 
 
 def displaced_share(kspace: KSpace, order: Array, motion: Motion) -> float:

@@ -2,9 +2,10 @@
 
 Scans of subjects that no training saw are simulated, clean and with faults (`export.verdict_trials`), and judged as the
 chain judges them. Reported: the area under the ROC curve of faults that raise the true error by more than 20 %, by
-fault and pooled; which hard faults were caught; motion's area and how far its onset is missed; how often a clean scan is
-called out or asked to be repeated; the rank correlation of the held-out-lines measure with the true error; the true
-error by verdict. Real scans (`--real`) are judged as they are, at several accelerations, and with faults in their readouts.
+fault and pooled; which hard faults were caught; motion's area and how far its onset is missed; how often a clean scan
+is called out or asked to be repeated; the rank correlation of the held-out-lines measure with the true error; the true
+error by verdict. Real scans (`--real`) are judged as they are, at several accelerations, and with faults in their
+readouts.
 """
 
 from __future__ import annotations

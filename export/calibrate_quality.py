@@ -12,19 +12,24 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from scipy import optimize, special
 from threadpoolctl import threadpool_limits
 
 from export.assess import HostNetwork
 from export.roc import area, draw
 from export.slices import SETS, load_slices
+from export.trials import KEY
 from export.verdict_trials import CLEAN, Row, load_rows, make_rows, save_rows
-from recon.judge import SAYINGS, suspicion
-from recon.limits import FALSE_ALARMS, FEATURE, Limit, Limits, covariates, read_limits, with_novelty
+from recon.arrays import Array
+from recon.consistency import SliceMeasures
+from recon.judge import SAYINGS, slice_reasons, suspicion
+from recon.limits import FALSE_ALARMS, FEATURE, ODDS, Limit, Limits, completed, covariates, evidence, read_limits
 from recon.network import read_card
 
 PICTURE = "quality_roc.png"
@@ -35,7 +40,9 @@ MIN_GRAVE = 8  # scans above it
 # Of measures that are about nought in clean scans: what is smaller says nothing.
 FLOORS = {"inconsistency": 3e-3, "ghost": 0.02, "disagreement": 0.01, "map_residual": 1e-4}
 SHRINK = 0.05  # of the features' mean variance, added to each: few scans tell a covariance badly
-LINE_SCORE = 10.0  # of a scan with a faulty readout, far above any measure
+LINE_SCORE = 50.0  # of a scan with a faulty readout, far above any odds
+RIDGE = 1e-3  # on the weights of standardised evidence
+CALLED_OUT = 0.015  # of clean scans, by the odds alone
 
 
 def fit(rows: list[Row]) -> dict[str, Any]:
@@ -48,14 +55,63 @@ def fit(rows: list[Row]) -> dict[str, Any]:
     precision = np.linalg.inv(covariance + SHRINK * np.diag(np.diag(covariance)) + 1e-9 * np.eye(len(names)))
     familiar = {"mean": _short(features.mean(0)), "precision": [_short(each) for each in precision]}
     empty = read_limits({"limits": [], "familiar": familiar})
-    judged = [(row, with_novelty(row.values, empty)) for row in rows]
+    judged = [(row, completed(row.values, empty)) for row in rows]
     for measure in SAYINGS:
+        if measure == ODDS:
+            continue
         for known in (True, False):
             some = [(row, v) for row, v in judged if measure in v and (v.get("noise_known", 0) > 0.5) == known]
             found = _limit(measure, some)
             if found is not None:
                 limits.append({"measure": measure, "noise_known": known, **found})
-    return {"limits": limits, "familiar": familiar}
+    section: dict[str, Any] = {"limits": limits, "familiar": familiar}
+    section["odds"] = _weights(rows, section)
+    section["limits"] += _limits_of_odds(rows, read_limits(section))
+    return section
+
+
+def _weights(rows: list[Row], section: dict[str, Any]) -> dict[str, Any]:
+    """Logistic regression of being worse for a fault on a slice's measures; both kinds weigh the same."""
+    measures = [name for name in SAYINGS if any(each["measure"] == name for each in section["limits"])]
+    n = 2 * len(measures) + 5
+    limits = read_limits({**section, "odds": {"measures": measures, "weights": [0.0] * n}})
+    chosen = [row for row in rows if row.values and not _has_line_fault(row) and (row.fault == CLEAN or row.is_worse)]
+    matrix = np.array([evidence(completed(row.values, limits), limits) for row in chosen])
+    is_bad = np.array([row.fault != CLEAN for row in chosen], float)
+    spread = matrix.std(axis=0)
+    spread[spread < 1e-9] = 1.0
+    share = np.where(is_bad > 0, 0.5 / max(is_bad.sum(), 1), 0.5 / max((1 - is_bad).sum(), 1))
+
+    def loss(weights: Array) -> tuple[float, Array]:
+        odds = (matrix / spread) @ weights
+        value = float((share * (np.logaddexp(0, odds) - is_bad * odds)).sum() + RIDGE * (weights**2).sum())
+        return value, (matrix / spread).T @ (share * (special.expit(odds) - is_bad)) + 2 * RIDGE * weights
+
+    found = optimize.minimize(loss, np.zeros(n), jac=True, method="L-BFGS-B").x
+    return {"measures": measures, "weights": _short(found / spread)}
+
+
+def _limits_of_odds(rows: list[Row], limits: Limits) -> list[dict[str, Any]]:
+    """The odds, in the logarithm, from where on a scan is called out."""
+    logs = sorted((suspicion(row.values, limits), row.is_worse) for row in rows if row.values)[::-1]
+    clean = [suspicion(row.values, limits) for row in rows if row.values and row.fault == CLEAN]
+    degraded = float(np.quantile(clean, 1 - CALLED_OUT))
+    common = {"measure": ODDS, "coefficients": [0.0, 0.0, 0.0], "spread": 1.0, "degraded": round(degraded, 3)}
+    common |= {"untrusted": _grave(logs, max(degraded, *clean)), "floor": 1e-9}
+    return [{**common, "noise_known": known} for known in (True, False)]
+
+
+def _has_line_fault(row: Row) -> bool:
+    return bool(row.kinds) or row.left_out > 0 or not row.has_image
+
+
+def _grave(sorted_rows: list[tuple[float, bool]], least: float) -> float | None:
+    """The lowest value above `least` at and above which nearly all scans are worse, given in falling order."""
+    share = np.cumsum([worse for _, worse in sorted_rows]) / np.arange(1, len(sorted_rows) + 1)
+    for index in range(len(sorted_rows) - 1, MIN_GRAVE - 2, -1):
+        if share[index] >= GRAVE_SHARE and sorted_rows[index][0] > least:
+            return round(float(sorted_rows[index][0]), 3)
+    return None
 
 
 def _limit(measure: str, rows: list[tuple[Row, dict[str, float]]]) -> dict[str, Any] | None:
@@ -72,17 +128,11 @@ def _limit(measure: str, rows: list[tuple[Row, dict[str, float]]]) -> dict[str, 
     deviations = np.array([trial.deviation(v[measure], v) for v in clean])
     degraded = max(LEAST_DEVIATION, float(np.quantile(deviations, 1 - FALSE_ALARMS)) + 0.25)
     bad = sorted(((trial.deviation(v[measure], v), row.is_worse) for row, v in rows), reverse=True)
-    untrusted = None
-    share = np.cumsum([worse for _, worse in bad]) / np.arange(1, len(bad) + 1)
-    for index in range(len(bad) - 1, MIN_GRAVE - 2, -1):
-        if share[index] >= GRAVE_SHARE and bad[index][0] > degraded:
-            untrusted = round(float(bad[index][0]), 3)
-            break
     return {
         "coefficients": _short(coefficients),
         "spread": round(spread, 5),
         "degraded": round(degraded, 3),
-        "untrusted": untrusted,
+        "untrusted": _grave(bad, max(degraded, float(deviations.max()))),
         "floor": floor,
     }
 
@@ -92,9 +142,8 @@ def _short(numbers: Any) -> list[float]:
 
 
 def score(row: Row, limits: Limits) -> float:
-    """Return how suspicious a scan is: its measures, and far above them any fault of its readouts."""
-    faulty = sum(row.kinds.values()) + row.left_out + (0 if row.has_image else 1)
-    return suspicion(row.values, limits) + (LINE_SCORE if faulty else 0.0)
+    """Return how suspicious a scan is: the odds by its measures, and far above them any fault of its readouts."""
+    return suspicion(row.values, limits) + (LINE_SCORE if _has_line_fault(row) else 0.0)
 
 
 def scores(rows: list[Row], limits: Limits) -> dict[str, tuple[list[tuple[int, float]], list[tuple[int, float]]]]:
@@ -106,6 +155,11 @@ def scores(rows: list[Row], limits: Limits) -> dict[str, tuple[list[tuple[int, f
     return out
 
 
+def is_called_out(values: Mapping[str, float], limits: Limits) -> bool:
+    """Return whether a slice of these measures is anything but clean."""
+    return bool(slice_reasons({KEY: SliceMeasures(values, None, None)}, limits, {KEY: np.zeros(0, int)}))
+
+
 def summary(rows: list[Row], limits: Limits) -> dict[str, Any]:
     """Return what a card says of the run: areas with intervals, false alarms, how many scans."""
     by_fault = scores(rows, limits)
@@ -114,7 +168,7 @@ def summary(rows: list[Row], limits: Limits) -> dict[str, Any]:
         "scans": len(clean),
         "with_faults": len(rows) - len(clean),
         "subjects": len({row.subject for row in rows}),
-        "clean_called_out": sum(score(row, limits) > 1 for row in clean),
+        "clean_called_out": sum(_has_line_fault(row) or is_called_out(row.values, limits) for row in clean),
         "area": {name: area(*each)._asdict() for name, each in by_fault.items() if each[0]},
         "line_faults_in_clean": dict(sum((Counter(row.kinds) for row in clean), Counter())),
     }

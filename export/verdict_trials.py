@@ -71,11 +71,17 @@ def no_verdict(stream: Stream, assessed: Assessed) -> tuple[str, bool]:
 
 
 def make_rows(
-    slices: list[Slice], network: Network, n_scans: int, n_faults: int, seed: int, judge: Judge = no_verdict
+    slices: list[Slice],
+    network: Network,
+    n_scans: int,
+    n_faults: int,
+    seed: int,
+    judge: Judge = no_verdict,
+    motion_share: float = MOTION_SHARE,
 ) -> Iterator[Row]:
     """Yield the rows of `n_scans` scans, each clean first and then with `n_faults` faults; a seed gives the same ones.
 
-    judge: returns the verdict's level and whether it advises to scan again.
+    judge: returns the verdict's level and whether it advises to scan again. motion_share: of the faults that are motion.
     """
     weight = np.array([each.weight for each in slices])
     for number in range(n_scans):
@@ -86,12 +92,12 @@ def make_rows(
         noise = int(rng.integers(1 << 31))
         clean = _row(number, source, setting, CLEAN, 0, read(subject, setting, noise), network, judge)
         yield clean
-        for fault, severity in _drawn(rng, setting, n_faults):
+        for fault, severity in _drawn(rng, setting, n_faults, motion_share):
             stream = _spoiled(rng, subject, setting, noise, fault, severity)
             yield _row(number, source, setting, fault, severity, stream, network, judge, clean.error)
 
 
-def _drawn(rng: np.random.Generator, setting: Setting, n: int) -> list[tuple[str, int]]:
+def _drawn(rng: np.random.Generator, setting: Setting, n: int, motion_share: float) -> list[tuple[str, int]]:
     """Faults that such a scan can have, a share of them motion."""
     impossible = set()
     if setting.acceleration == 1:
@@ -101,7 +107,7 @@ def _drawn(rng: np.random.Generator, setting: Setting, n: int) -> list[tuple[str
     if setting.n_coils == 1:
         impossible |= {"swapped coils", "dead coil"}
     others = [each for each in FAULTS if each not in impossible and each != "motion"]
-    n_motions = int((rng.random(n) < MOTION_SHARE).sum())
+    n_motions = int((rng.random(n) < motion_share).sum())
     names = [*["motion"] * n_motions, *rng.choice(others, n - n_motions, replace=n > len(others)).tolist()]
     return [(name, int(rng.integers(3))) for name in names]
 

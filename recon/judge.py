@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from recon.arrays import Array
 from recon.consistency import SliceMeasures
-from recon.limits import Limits, for_many, with_novelty
+from recon.limits import ODDS, Limits, completed, for_many
 from recon.quality import Level, Reason
 from recon.scan import ImageKey
 
@@ -44,6 +45,9 @@ SAYINGS = {
         "coil-maps", "coil maps do not explain their calibration lines: {value}, at most {threshold} is usual"
     ),
     "ghost": Said("ghost", "a ghost beside the head: {value} of its signal, at most {threshold} is usual"),
+    "odds": Said(
+        "doubtful", "all measures together speak of a spoiled image: odds {value} to 1, at most {threshold} are usual"
+    ),
     "novelty": Said(
         "unfamiliar", "the image is unlike those that limits were made on: {value}, at most {threshold} is usual"
     ),
@@ -59,7 +63,7 @@ def slice_reasons(
     A slice's threshold rises with the number of slices, so that a scan of many is not called wrong more often than one
     of few.
     """
-    values = {key: with_novelty(each.values, limits) for key, each in measures.items()}
+    values = {key: completed(each.values, limits) for key, each in measures.items()}
     out = []
     for measure, said in SAYINGS.items():
         found = []
@@ -82,21 +86,15 @@ def worst(measures: Mapping[ImageKey, SliceMeasures], limits: Limits) -> dict[st
     """Return each measure's largest value over slices; of what is better when it is large, the least."""
     out: dict[str, float] = {}
     for each in measures.values():
-        for name, value in with_novelty(each.values, limits).items():
+        for name, value in completed(each.values, limits).items():
             pick = min if name in ("snr", "coverage", "noise_known") else max
             out[name] = pick(out[name], value) if name in out else value
     return out
 
 
 def suspicion(values: Mapping[str, float], limits: Limits) -> float:
-    """Return how suspicious one slice is: a measure's largest deviation over that of its limit; above 1 is a reason."""
-    judged = with_novelty(values, limits)
-    found = [0.0]
-    for measure in SAYINGS:
-        limit = limits.of(measure, judged)
-        if measure in judged and limit is not None:
-            found.append(limit.deviation(judged[measure], judged) / limit.degraded)
-    return max(found)
+    """Return the odds that a slice's image is spoiled, in the logarithm; nought without measures or weights."""
+    return math.log(completed(values, limits).get(ODDS, 1.0)) if values else 0.0
 
 
 def _reason(

@@ -20,8 +20,11 @@ from recon.errors import ModelError
 
 FEATURE = "feature_"  # measures of this name describe what kind of image it is, and make up "novelty"
 NOVELTY = "novelty"
+ODDS = "odds"
+EXPECTED = "held_out"  # the measure that estimates the image's error
 FALSE_ALARMS = 0.002  # of one measure in one slice, at which thresholds are set
 _NORMAL = NormalDist()
+_LEAST, _MOST, _BEND = -3.0, 12.0, 1.5  # deviations: those beyond count as these, and from the bend on they weigh anew
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,14 @@ class Limits:
     """Limits by measure, of scans whose noise was measured and of the others; what familiar features are.
 
     by_measure: by name, and whether the noise was measured. mean, precision: float (feature), (feature, feature).
+    measures, weights: what the logarithm of the odds that an image is spoiled is made of, see `evidence`.
     """
 
     by_measure: Mapping[tuple[str, bool], Limit]
     mean: Array
     precision: Array
+    measures: tuple[str, ...] = ()
+    weights: Array | None = None
 
     def of(self, measure: str, values: Mapping[str, float]) -> Limit | None:
         """Return the limit that a measure has in a scan with `values`; None where it has none."""
@@ -73,14 +79,35 @@ def covariates(values: Mapping[str, float]) -> tuple[float, float, float]:
     return 1.0, -math.log(coverage), math.log(max(values.get("noise", 0.01), 1e-5))
 
 
-def with_novelty(values: Mapping[str, float], limits: Limits) -> dict[str, float]:
-    """Return measures with "novelty", the Mahalanobis distance of a slice's features, in place of the features."""
+def completed(values: Mapping[str, float], limits: Limits) -> dict[str, float]:
+    """Return measures with "novelty" in place of the features, and "odds" where the limits have weights for them.
+
+    Novelty is the Mahalanobis distance of a slice's features from familiar ones; the odds, by logistic regression of
+    all measures together, are those that the image is more than 20 % worse than the same scan without a fault.
+    """
     features = np.array([value for name, value in sorted(values.items()) if name.startswith(FEATURE)])
     out = {name: value for name, value in values.items() if not name.startswith(FEATURE)}
     if features.shape == limits.mean.shape:
         away = features - limits.mean
         out[NOVELTY] = float(np.sqrt(max(away @ limits.precision @ away, 0.0)))
+    if limits.weights is not None:
+        out[ODDS] = float(np.exp(np.clip(evidence(out, limits) @ limits.weights, -20, 20)))
     return out
+
+
+def evidence(values: Mapping[str, float], limits: Limits) -> Array:
+    """Return what the odds weigh, float: of each of `limits.measures` its deviation and the part of it beyond a bend,
+    nought where it was not taken; the logarithm of the expected error; what usual values follow; whether noise is known.
+    """
+    out: list[float] = []
+    for measure in limits.measures:
+        limit = limits.of(measure, values)
+        is_known = measure in values and limit is not None
+        away = limit.deviation(values[measure], values) if is_known and limit is not None else 0.0
+        away = min(max(away, _LEAST), _MOST)
+        out += [away, max(away - _BEND, 0.0)]
+    expected = math.log(max(values.get(EXPECTED, 0.05), 1e-3))
+    return np.array([*out, expected, *covariates(values), values.get("noise_known", 0.0)])
 
 
 def for_many(deviation: float, n: int) -> float:
@@ -107,6 +134,9 @@ def read_limits(content: Mapping[str, Any]) -> Limits:
             )
             for each in content["limits"]
         }
+        pooled = content.get("odds")
+        measures = () if pooled is None else tuple(str(name) for name in pooled["measures"])
+        weights = None if pooled is None else np.array(pooled["weights"], float)
         familiar = content["familiar"]
         mean, precision = np.array(familiar["mean"], float), np.array(familiar["precision"], float)
     except (KeyError, TypeError, ValueError) as error:
@@ -115,4 +145,6 @@ def read_limits(content: Mapping[str, Any]) -> Limits:
         min(each.spread, each.floor) <= 0 or len(each.coefficients) != 3 for each in by_measure.values()
     ):
         raise ModelError("the model card's quality section has numbers that do not fit together")
-    return Limits(by_measure, mean, precision)
+    if weights is not None and weights.shape != (2 * len(measures) + 5,):
+        raise ModelError("the model card's quality section has weights that do not fit its measures")
+    return Limits(by_measure, mean, precision, measures, weights)

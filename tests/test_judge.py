@@ -11,7 +11,7 @@ import pytest
 from recon.consistency import SliceMeasures, ranked
 from recon.errors import ModelError
 from recon.judge import slice_reasons, suspicion, worst
-from recon.limits import Limits, covariates, for_many, read_limits, with_novelty
+from recon.limits import Limits, completed, covariates, for_many, read_limits
 from recon.quality import Level
 from recon.scan import ImageKey
 
@@ -103,14 +103,27 @@ def test_without_a_limit_for_such_scans_nothing_is_said(limits: Limits) -> None:
 
 
 def test_novelty_stands_for_features(limits: Limits) -> None:
-    values = with_novelty({"feature_0": 1.5, "feature_1": 4.0, "ghost": 0.1}, limits)
+    values = completed({"feature_0": 1.5, "feature_1": 4.0, "ghost": 0.1}, limits)
     assert values == {"ghost": 0.1, "novelty": pytest.approx(math.sqrt(4 * 0.25 + 4.0))}
-    assert "novelty" not in with_novelty({"feature_0": 1.0}, limits)
+    assert "novelty" not in completed({"feature_0": 1.0}, limits)
 
 
-def test_suspicion_is_one_at_the_threshold(limits: Limits) -> None:
-    at = {**KNOWN, "inconsistency": 0.1 * math.exp(1.5)}
-    assert suspicion(at, limits) == pytest.approx(1.0)
+def test_odds_weigh_all_measures_together() -> None:
+    content = section()
+    content["odds"] = {"measures": ["inconsistency", "held_out"], "weights": [1.0, 0.5, 0, 0, 0, -2.0, 0, 0, 0]}
+    content["limits"] += [
+        {"measure": "odds", "noise_known": True, "coefficients": [0, 0, 0], "spread": 1, "degraded": 1, "untrusted": 4}
+        | {"floor": 1e-9}
+    ]
+    limits = read_limits(content)
+    at = {**KNOWN, "inconsistency": 0.1 * math.exp(1.25), "held_out": 0.08}  # 2.5 spreads, no reason alone
+    assert suspicion(at, limits) == pytest.approx(2.5 + 0.5 * 1.0 - 2.0)
+    assert suspicion({}, limits) == 0
+    (reason,) = reasons(limits, measured(0, inconsistency=0.1 * math.exp(1.45), held_out=0.08))
+    assert (reason.code, reason.level) == ("doubtful", Level.DEGRADED)
+    content["odds"]["weights"] = [1.0]
+    with pytest.raises(ModelError, match="weights"):
+        read_limits(content)
 
 
 def test_the_worst_of_each_measure_is_reported(limits: Limits) -> None:

@@ -179,6 +179,7 @@ def test_limits_are_fitted_to_clean_scans() -> None:
     assert told["area"]["motion"]["area"] == 1.0
     assert told["clean_called_out"] == 0
     assert score(rows[1], limits) > 1 > score(rows[0], limits)
+    assert [each["measure"] for each in section["limits"]].count("odds") == 2
 
 
 def test_a_table_is_kept_and_read_again(tmp_path: Path) -> None:

@@ -38,7 +38,14 @@ LEAST_DEVIATION = 3.0  # spreads; about one false alarm in 740 for a measure tha
 GRAVE_SHARE = 0.95  # of the scans above a grave threshold are worse than without their fault
 MIN_GRAVE = 8  # scans above it
 # Of measures that are about nought in clean scans: what is smaller says nothing.
-FLOORS = {"inconsistency": 3e-3, "ghost": 0.02, "disagreement": 0.01, "map_residual": 1e-4}
+FLOORS = {
+    "inconsistency": 3e-3,
+    "misfit": 0.01,
+    "hidden": 0.01,
+    "ghost": 0.02,
+    "disagreement": 0.01,
+    "map_residual": 1e-4,
+}
 SHRINK = 0.05  # of the features' mean variance, added to each: few scans tell a covariance badly
 LINE_SCORE = 50.0  # of a scan with a faulty readout, far above any odds
 RIDGE = 1e-3  # on the weights of standardised evidence

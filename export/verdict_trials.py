@@ -81,7 +81,7 @@ def make_rows(
 ) -> Iterator[Row]:
     """Yield the rows of `n_scans` scans, each clean first and then with `n_faults` faults; a seed gives the same ones.
 
-    judge: returns the verdict's level and whether it advises to scan again. motion_share: of the faults that are motion.
+    judge: returns the verdict's level and whether it advises to scan again. motion_share: of the faults, are motion.
     """
     weight = np.array([each.weight for each in slices])
     for number in range(n_scans):

@@ -30,16 +30,14 @@ SAYINGS = {
         "held-out-lines",
         "measured lines that were hidden are not predicted from the rest: error {value}, at most {threshold} is usual",
     ),
-    "held_out_chi2": Said(
-        "inconsistent-lines",
-        "lines do not agree with those around them: {value}, at most {threshold} noise variances are usual",
+    "hidden": Said(
+        "inconsistent-lines", "lines do not agree with those around them: {value}, at most {threshold} is usual"
     ),
     "disagreement": Said(
         "disagreement", "the network's lines are far from the classical ones: {value}, at most {threshold} is usual"
     ),
-    "chi2": Said(
-        "unexplained-lines",
-        "measured lines do not fit the coil maps: {value}, at most {threshold} noise variances are usual",
+    "misfit": Said(
+        "unexplained-lines", "measured lines do not fit the coil maps: {value}, at most {threshold} is usual"
     ),
     "map_residual": Said(
         "coil-maps", "coil maps do not explain their calibration lines: {value}, at most {threshold} is usual"

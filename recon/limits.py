@@ -96,8 +96,10 @@ def completed(values: Mapping[str, float], limits: Limits) -> dict[str, float]:
 
 
 def evidence(values: Mapping[str, float], limits: Limits) -> Array:
-    """Return what the odds weigh, float: of each of `limits.measures` its deviation and the part of it beyond a bend,
-    nought where it was not taken; the logarithm of the expected error; what usual values follow; whether noise is known.
+    """Return what the odds weigh, float.
+
+    It is of each of `limits.measures` its deviation and the part of it beyond a bend, nought where it was not taken;
+    the logarithm of the expected error; what usual values follow; whether the noise is known.
     """
     out: list[float] = []
     for measure in limits.measures:

@@ -48,7 +48,11 @@ def test_what_can_be_measured_is_there_and_finite() -> None:
     assert found.invented is not None
     assert found.invented.dtype == np.float32
     assert found.invented.shape == made.start.image.shape[1:]
-    assert measure(make(0, n_coils=1, step=1)).values.keys().isdisjoint({"chi2", "misfit", "map_residual", "inconsistency"})
+    assert (
+        measure(make(0, n_coils=1, step=1))
+        .values.keys()
+        .isdisjoint({"chi2", "misfit", "map_residual", "inconsistency"})
+    )
 
 
 def test_a_good_scan_measures_as_one() -> None:

@@ -177,7 +177,7 @@ def test_limits_are_fitted_to_clean_scans() -> None:
     assert ("inconsistency", False) not in limits.by_measure
     told = summary(rows, limits)
     assert told["area"]["motion"]["area"] == 1.0
-    assert told["clean_called_out"] == 0
+    assert told["clean_called_out"] <= 2  # of 60: the odds alone call out one or two in a hundred
     assert score(rows[1], limits) > 1 > score(rows[0], limits)
     assert [each["measure"] for each in section["limits"]].count("odds") == 2
 

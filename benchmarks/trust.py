@@ -38,7 +38,7 @@ from export.slices import load_slices
 from export.trials import Stream
 from export.verdict_trials import CLEAN, Row, make_rows, onset_errors
 from recon.errors import ScanError
-from recon.limits import Limits
+from recon.limits import Limits, completed
 from recon.network import Network
 from recon.quality import Level, Verdict
 from recon.scan import Scan
@@ -56,7 +56,9 @@ def verdict_on(scan: Scan, assessed: Assessed, limits: Limits) -> Verdict | None
     return verdict_of(scan, assessed.lines, Handling(Counter(assessed.left_out)), slices, limits)
 
 
-def simulated(data: Path, network: Network, n_scans: int, n_faults: int, seed: int) -> tuple[dict[str, Any], Any]:
+def simulated(
+    data: Path, network: Network, n_scans: int, n_faults: int, seed: int, share: float
+) -> tuple[dict[str, Any], Any]:
     """Return what the record says of simulated scans, and the scores by fault."""
     limits = network.card.limits
     assert limits is not None
@@ -65,12 +67,12 @@ def simulated(data: Path, network: Network, n_scans: int, n_faults: int, seed: i
         verdict = verdict_on(stream.scan, assessed, limits)
         return ("none", False) if verdict is None else (verdict.level.value, verdict.advice.repeat)
 
-    rows = list(make_rows(load_slices(data, "val", every=4), network, n_scans, n_faults, seed, judge))
+    rows = list(make_rows(load_slices(data, "val", every=4), network, n_scans, n_faults, seed, judge, share))
     by_fault = scores(rows, limits)
-    return tell(rows, by_fault), by_fault
+    return tell(rows, by_fault, limits), by_fault
 
 
-def tell(rows: list[Row], by_fault: Any) -> dict[str, Any]:
+def tell(rows: list[Row], by_fault: Any, limits: Limits) -> dict[str, Any]:
     """Return the figures of assessed scans."""
     clean = [row for row in rows if row.fault == CLEAN]
     images = [row for row in rows if row.has_image and "held_out" in row.values]
@@ -109,8 +111,9 @@ def tell(rows: list[Row], by_fault: Any) -> dict[str, Any]:
             "advised_to_repeat": sum(row.repeat for row in clean),
             "faulty_readouts": dict(sum((Counter(row.kinds) for row in clean), Counter())),
         },
-        "spearman_held_out_with_true_error": _spearman(images),
-        "spearman_without_motion": _spearman([row for row in images if row.fault != "motion"]),
+        "spearman_held_out_with_true_error": _spearman(images, "held_out", limits),
+        "spearman_expected_error_with_true_error": _spearman(images, "expected_error", limits),
+        "spearman_without_motion": _spearman([row for row in images if row.fault != "motion"], "held_out", limits),
         "by_level": {
             level: {
                 "scans": len(some),
@@ -140,10 +143,11 @@ def _near(rows: list[Row]) -> float | None:
     return float((away <= 0.05).mean()) if len(away) else None
 
 
-def _spearman(rows: list[Row]) -> float | None:
+def _spearman(rows: list[Row], measure: str, limits: Limits) -> float | None:
     if len(rows) < 10:
         return None
-    return float(stats.spearmanr([row.values["held_out"] for row in rows], [row.error for row in rows]).statistic)
+    values = [completed(row.values, limits)[measure] for row in rows]
+    return float(stats.spearmanr(values, [row.error for row in rows]).statistic)
 
 
 def real_scans(folder: Path, network: Network, accelerations: Iterable[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -221,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scans", type=int, default=120, help="simulated scans (default %(default)s)")
     parser.add_argument("--faults", type=int, default=6, help="faults of each (default %(default)s)")
     parser.add_argument("--seed", type=int, default=900, help="(default %(default)s)")
+    parser.add_argument("--motion-share", type=float, default=0.0625, help="of the faults (default: as many as others)")
     parser.add_argument("--real", action=argparse.BooleanOptionalAction, default=True, help="judge real scans too")
     parser.add_argument("--json", type=Path, help="where the record goes (default: printed)")
     parser.add_argument("--png", type=Path, help="draw the curves")
@@ -232,7 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     results: dict[str, Any] = {}
     try:
-        results["simulated"], by_fault = simulated(args.data, network, args.scans, args.faults, args.seed)
+        results["simulated"], by_fault = simulated(
+            args.data, network, args.scans, args.faults, args.seed, args.motion_share
+        )
     except FileNotFoundError as error:
         print(f"benchmarks.trust: {error}", file=sys.stderr)
         return 2
@@ -242,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.real and (args.data / "kspace").is_dir():
         results["real"] = real_scans(args.data / "kspace", network, ACCELERATIONS)
         results["real_spoiled_at_2"] = spoiled_scans(args.data / "kspace", network)
-    settings = {"scans": args.scans, "faults": args.faults, "seed": args.seed}
+    settings = {"scans": args.scans, "faults": args.faults, "seed": args.seed, "motion_share": args.motion_share}
     write_record(make_record("trust", settings, results), args.json)
     return 0
 

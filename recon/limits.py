@@ -21,6 +21,7 @@ from recon.errors import ModelError
 FEATURE = "feature_"  # measures of this name describe what kind of image it is, and make up "novelty"
 NOVELTY = "novelty"
 ODDS = "odds"
+ERROR = "expected_error"
 EXPECTED = "held_out"  # the measure that estimates the image's error
 FALSE_ALARMS = 0.002  # of one measure in one slice, at which thresholds are set
 _NORMAL = NormalDist()
@@ -59,7 +60,8 @@ class Limits:
     """Limits by measure, of scans whose noise was measured and of the others; what familiar features are.
 
     by_measure: by name, and whether the noise was measured. mean, precision: float (feature), (feature, feature).
-    measures, weights: what the logarithm of the odds that an image is spoiled is made of, see `evidence`.
+    measures, weights, error_weights: what the logarithms of the odds that an image is spoiled, and of its relative
+    error, are made of, see `evidence`.
     """
 
     by_measure: Mapping[tuple[str, bool], Limit]
@@ -67,6 +69,7 @@ class Limits:
     precision: Array
     measures: tuple[str, ...] = ()
     weights: Array | None = None
+    error_weights: Array | None = None
 
     def of(self, measure: str, values: Mapping[str, float]) -> Limit | None:
         """Return the limit that a measure has in a scan with `values`; None where it has none."""
@@ -80,18 +83,21 @@ def covariates(values: Mapping[str, float]) -> tuple[float, float, float]:
 
 
 def completed(values: Mapping[str, float], limits: Limits) -> dict[str, float]:
-    """Return measures with "novelty" in place of the features, and "odds" where the limits have weights for them.
+    """Return measures with "novelty" in place of the features, "odds" and "expected_error" where there are weights.
 
     Novelty is the Mahalanobis distance of a slice's features from familiar ones; the odds, by logistic regression of
-    all measures together, are those that the image is more than 20 % worse than the same scan without a fault.
+    all measures together, are those that the image is more than 20 % worse than the same scan without a fault; the
+    expected error, by linear regression, is that of the magnitude inside the head, relative.
     """
     features = np.array([value for name, value in sorted(values.items()) if name.startswith(FEATURE)])
     out = {name: value for name, value in values.items() if not name.startswith(FEATURE)}
     if features.shape == limits.mean.shape:
         away = features - limits.mean
         out[NOVELTY] = float(np.sqrt(max(away @ limits.precision @ away, 0.0)))
-    if limits.weights is not None:
-        out[ODDS] = float(np.exp(np.clip(evidence(out, limits) @ limits.weights, -20, 20)))
+    if limits.weights is not None and limits.error_weights is not None:
+        weighed = evidence(out, limits)
+        out[ODDS] = float(np.exp(np.clip(weighed @ limits.weights, -20, 20)))
+        out[ERROR] = float(np.exp(np.clip(weighed @ limits.error_weights, -10, 2)))
     return out
 
 
@@ -139,6 +145,7 @@ def read_limits(content: Mapping[str, Any]) -> Limits:
         pooled = content.get("odds")
         measures = () if pooled is None else tuple(str(name) for name in pooled["measures"])
         weights = None if pooled is None else np.array(pooled["weights"], float)
+        error_weights = None if pooled is None else np.array(pooled["error_weights"], float)
         familiar = content["familiar"]
         mean, precision = np.array(familiar["mean"], float), np.array(familiar["precision"], float)
     except (KeyError, TypeError, ValueError) as error:
@@ -147,6 +154,6 @@ def read_limits(content: Mapping[str, Any]) -> Limits:
         min(each.spread, each.floor) <= 0 or len(each.coefficients) != 3 for each in by_measure.values()
     ):
         raise ModelError("the model card's quality section has numbers that do not fit together")
-    if weights is not None and weights.shape != (2 * len(measures) + 5,):
+    if any(each is not None and each.shape != (2 * len(measures) + 5,) for each in (weights, error_weights)):
         raise ModelError("the model card's quality section has weights that do not fit its measures")
-    return Limits(by_measure, mean, precision, measures, weights)
+    return Limits(by_measure, mean, precision, measures, weights, error_weights)

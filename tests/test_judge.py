@@ -111,6 +111,7 @@ def test_novelty_stands_for_features(limits: Limits) -> None:
 def test_odds_weigh_all_measures_together() -> None:
     content = section()
     content["odds"] = {"measures": ["inconsistency", "held_out"], "weights": [1.0, 0.5, 0, 0, 0, -2.0, 0, 0, 0]}
+    content["odds"]["error_weights"] = [0.0, 0, 0, 0, 1.0, 0, 0, 0, 0]
     content["limits"] += [
         {"measure": "odds", "noise_known": True, "coefficients": [0, 0, 0], "spread": 1, "degraded": 1, "untrusted": 4}
         | {"floor": 1e-9}
@@ -119,6 +120,7 @@ def test_odds_weigh_all_measures_together() -> None:
     at = {**KNOWN, "inconsistency": 0.1 * math.exp(1.25), "held_out": 0.08}  # 2.5 spreads, no reason alone
     assert suspicion(at, limits) == pytest.approx(2.5 + 0.5 * 1.0 - 2.0)
     assert suspicion({}, limits) == 0
+    assert completed(at, limits)["expected_error"] == pytest.approx(0.08)
     (reason,) = reasons(limits, measured(0, inconsistency=0.1 * math.exp(1.45), held_out=0.08))
     assert (reason.code, reason.level) == ("doubtful", Level.DEGRADED)
     content["odds"]["weights"] = [1.0]

@@ -63,7 +63,9 @@ class DaemonProcess:
     def worker_pid(self) -> int | None:
         """The process that reconstructs, or None between two of them."""
         with suppress(OSError, ValueError):
-            return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+            for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                if b"edge.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
         return None
 
     def kill(self) -> None:

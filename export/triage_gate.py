@@ -26,7 +26,7 @@ from triage.gate import MIN_AREA_MM2, Gate, Kind, describe_plane, fit_kind, gate
 from triage.preprocess import prepare
 
 HEAD_SEEDS = 20_000
-SHARES = {"stroke_flair": 0.2, "tumour_t1c": 0.25, "brain": 0.6}  # of planes that are looked at
+SHARES = {"stroke_flair": 0.1, "tumour_t1c": 0.12, "brain": 0.15}  # of planes that are looked at
 MIN_PLANES = 30  # fewer make no kind
 MARGIN = 4.0
 NOISE = (0.0, 0.1)
@@ -37,7 +37,7 @@ def main() -> None:
     """Describe, fit, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planes", type=Path, required=True, metavar="DIR", help="made by export.triage_images")
-    parser.add_argument("--heads", type=int, default=14, help="simulated heads, each on every contrast (%(default)s)")
+    parser.add_argument("--heads", type=int, default=6, help="simulated heads, each on every contrast (%(default)s)")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="descriptions so far, JSON lines, to go on from")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: the package's assets)")
     args = parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import time
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class LiveScan:
         self.faulty_to: dict[str, int] = {}  # by fault, the last readout that an early event named
         self.outcome: tuple[str, str] | None = None  # level and words for the client, once it is served
         self.latencies_ms: list[float] = []
+        self.ended_at = self.made_at = ""  # when its stream ended and its last image was made, RFC 3339
         self._arrivals: list[tuple[int, float]] = []  # bytes in the spool, and when (monotonic)
         self.outbox: asyncio.Queue[bytes | tuple[str, str] | None] = asyncio.Queue()
 
@@ -79,6 +81,22 @@ def image_info(report: Report, index: int) -> ImageInfo:
         set=key["set"],
         comment="Not for diagnostic use",
     )
+
+
+def plane_fields(report: Report, number: int, shape: list[int]) -> dict[str, Any]:
+    """What an `image` event says of plane `number` of an image."""
+    return {
+        "series": report["series"],
+        "method": report["method"],
+        **({"no_network": report["reason"]} if report["reason"] else {}),
+        "slice": number if report["shape"][0] > 1 else report["key"]["slice"],
+        "slices": report["n_slices"],
+        "volume": report["volume_index"],
+        "dtype": "<f4",
+        "shape": shape,
+        "spacing_mm": report["spacing_mm"],
+        "stage_ms": report["stage_ms"],
+    }
 
 
 def _three(vector: Array) -> tuple[float, float, float]:

@@ -103,16 +103,16 @@ def panels(results: dict[str, Any]) -> list[Any]:
         states = ("not assessed", "flagged", "not flagged")
         rows = [(kind, _shares([(state, of[state]) for state in states])) for kind, of in found.items()]
         out.append(Bars("Foreign and spoiled input", rows, "share", names=states))
-    rows = [each for each in results.get("queue", {}).get("table", []) if each["prevalence"] == 0.1]
-    if rows:
+    desks = [each for each in results.get("queue", {}).get("table", []) if each["prevalence"] == 0.1]
+    if desks:
         names = ("with the finding", "without it", "missed")
         bars = []
-        for each in rows:
+        for each in desks:
             label = f"{each['operating_point']}, load {each['load']:g}"
             bars.append(
                 (label, _shares([(n, each[k]) for n, k in zip(names, ("diseased", "without", "missed"), strict=True)]))
             )
-        notes = [f"first come {each['first_come']:.0f}" for each in rows]
+        notes = [f"first come {each['first_come']:.0f}" for each in desks]
         out.append(Bars("Minutes of waiting, end to end", bars, "min", notes, names=names))
     return out or [Curves("Nothing was measured", {}, "", "")]
 

@@ -48,7 +48,7 @@ def test_foreign_images_are_many_and_finite() -> None:
 
 
 def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tools = Tools((fake_model(), fake_model("mass", ("t1ce",))), Gate({}, 0.0))
+    tools = Tools((fake_model(), fake_model("mass", ("t1ce",))), Gate({}, 0.0, 0.0))
     monkeypatch.setattr(benchmarks.triage, "open_tools", lambda folder: (tools, ()))
     parts = ["held_out", "coverage", "patients", "false_alarms", "foreign", "queue", "cost"]
     words = [

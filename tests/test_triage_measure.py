@@ -129,7 +129,7 @@ def test_spreads_and_gate_are_read_back() -> None:
     rng = np.random.default_rng(0)
     near = fit_kind(numbers + 0.05 * rng.standard_normal((60, len(numbers))))
     far = fit_kind(numbers + 3 + 0.05 * rng.standard_normal((60, len(numbers))))
-    gate = read_gate(gate_json(Gate({"flair": (near,), "t2": (far,)}, 3.0)))
+    gate = read_gate(gate_json(Gate({"flair": (near,), "t2": (far,)}, 1.0, 3.0)))
     planes = prepare(head().data, head().geometry)
     assert gate.refusal(planes, "flair") == ""
     assert "unlike t2" in gate.refusal(planes, "t2")

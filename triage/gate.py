@@ -24,10 +24,10 @@ LEVELS = (1, 5, 20, 35, 65, 80, 95, 99)  # percentiles of brightness in the brai
 NAMES = (
     *(f"level {p}" for p in LEVELS),
     "area", "length", "width", "fill", "halves", "upside down", "noise", "fine", "middle", "coarse", "shell", "outside",
-    "rim to deep", "deep dark", "deep bright",
 )  # fmt: skip
 MIN_SHARE = 0.5  # of the largest plane's brain: the planes that are looked at
 MIN_AREA_MM2 = 2500.0
+MANY = 5  # planes whose mean scatters little
 SIMILAR = ({"t1", "t1ce"},)  # labels that cannot be told apart by these numbers
 
 
@@ -59,10 +59,11 @@ class Kind:
 @dataclass(frozen=True)
 class Gate:
     """Kinds by contrast (with and without skull, real and simulated), and how much likelier another contrast must be
-    before the label is doubted, in log odds."""
+    before the label is doubted, in log odds: of an exam of MANY planes and more, and of fewer."""
 
     kinds: Mapping[str, tuple[Kind, ...]]
     margin: float
+    margin_of_few: float
 
     def refusal(self, planes: Planes, contrast: str) -> str:
         """Return why the series must not be assessed as `contrast`; "" where it may."""
@@ -79,10 +80,11 @@ class Gate:
         if away > nearest.limit:
             worst = _most_unusual(numbers, nearest)
             return f"unlike {contrast} images of heads (distance {away:.1f}, {nearest.limit:.1f} is the most; {worst})"
+        margin = self.margin if planes.is_usable.sum() >= MANY else self.margin_of_few
         own = self._unlikeliness(contrast, numbers)
         for name in self.kinds:
             is_similar = any({name, contrast} <= group for group in SIMILAR)
-            if name != contrast and not is_similar and own - self._unlikeliness(name, numbers) > 2 * self.margin:
+            if name != contrast and not is_similar and own - self._unlikeliness(name, numbers) > 2 * margin:
                 return f"labelled {contrast}, and looks like {name}"
         return ""
 
@@ -120,17 +122,12 @@ def describe_plane(image: Array, brain: Array) -> Array:
     bands = [np.log(float((a - b)[inner].std()) + 0.003) for a, b in zip([relative, *smooth], smooth, strict=False)]
     away = ndimage.distance_transform_edt(~brain)
     around, far = (away > 2) & (away <= 14), away > 26
-    depth = ndimage.distance_transform_edt(np.pad(brain, 1))[1:-1, 1:-1]
-    rim, deep = relative[(depth > 2) & (depth <= 7)], relative[depth > 14]
-    deep = deep if deep.size > 200 else relative[brain]
-    dark, white, bright = np.log(np.percentile(deep, (3, 50, 97)) + 0.1)
     shell = float(relative[around].mean()) if around.any() else 0.0
     outside = float(relative[far].mean()) if far.any() else 0.0
     return np.array([
         *levels, np.log(area / 1e4), np.log(length / 150), np.log(width / 130), area / (length * width),
         _alike(smooth[1], smooth[1][:, ::-1], brain | brain[:, ::-1]), _alike(smooth[1], smooth[1][::-1], brain),
         *bands, np.log(shell + 0.1), np.log(outside + 0.05),
-        np.log(float(rim.mean()) + 0.1) - white, dark - white, bright - white,
     ])  # fmt: skip
 
 
@@ -153,7 +150,7 @@ def _most_unusual(numbers: Array, kind: Kind) -> str:
     return f"{NAMES[worst]} is {abs(off[worst]):.1f} standard deviations too {'high' if off[worst] > 0 else 'low'}"
 
 
-def fit_kind(numbers: Array, share: float = 0.995, shrink: float = 0.1) -> Kind:
+def fit_kind(numbers: Array, share: float = 0.995, shrink: float = 0.05) -> Kind:
     """Return the kind of planes described by `numbers` (plane, number); its limit holds `share` of them.
 
     The covariance is drawn a little towards its diagonal, so that few planes give one that can be inverted.
@@ -179,7 +176,7 @@ def read_gate(content: Mapping[str, Any]) -> Gate:
             )
             for name, each in content["kinds"].items()
         }
-        return Gate(kinds, float(content["margin"]))
+        return Gate(kinds, float(content["margin"]), float(content["margin_of_few"]))
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"gate.json cannot be read: {type(error).__name__}") from error
 
@@ -189,6 +186,7 @@ def gate_json(gate: Gate) -> dict[str, Any]:
     return {
         "names": list(NAMES),
         "margin": gate.margin,
+        "margin_of_few": gate.margin_of_few,
         "kinds": {
             name: [
                 {

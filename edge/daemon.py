@@ -45,6 +45,7 @@ from triage.findings import not_assessed
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.5  # between two progress events of one scan
+_MAX_RETRIES, _LONGEST_RETRY_S = 60, 60.0  # of a scan whose results find no room: about an hour
 _MAX_DEATHS = 10  # of workers that were reading a scan and making no image
 
 
@@ -252,8 +253,19 @@ class Daemon:
             self._on_fault(scan, report["fields"])
         elif kind == "done":
             self._on_done(scan, report)
+        elif kind == "failed" and report["code"] == DeliveryError.code and scan.n_retries < _MAX_RETRIES:
+            self._start(self._try_again(scan))
         elif kind == "failed":
             self._fail(scan, report["code"], report["reason"])
+
+    async def _try_again(self, scan: LiveScan) -> None:
+        """Have a scan reconstructed from its spool again, in a while: its results found no room on the disk."""
+        scan.n_retries += 1
+        scan.making = ""
+        log.warning("results not written id=%s times=%d; tried again", scan.scan_id, scan.n_retries)
+        await asyncio.sleep(min(2.0**scan.n_retries, _LONGEST_RETRY_S))
+        if scan.scan_id in self._scans and scan.outcome is None:
+            self._open_at_worker(scan)
 
     def _on_image(self, scan: LiveScan, report: Report, image: Array) -> None:
         """Send one image to the scanner and to every subscriber, unless this very image went out before."""
@@ -291,23 +303,12 @@ class Daemon:
         except DeliveryError as error:  # findings that no alert can be made of are findings that nobody made
             self._fail(scan, error.code, str(error))
             return
-        latency = np.percentile(scan.latencies_ms, [50, 95]).round(1).tolist() if scan.latencies_ms else None
-        fields = {
-            "ending": scan.ending,
-            "reason": scan.reason,
-            "method": report["method"],
-            "images": report["n_images"],
-            "readouts": report["n_readouts"],
-            "results": f"results/{scan.scan_id}",
-            "latency_ms_p50_p95": latency,
-            "stage_ms": report["stage_ms"],
-        }
         with self._events.together():
             self._publish("quality", scan.scan_id, report["quality"])
             found = {"findings": report["findings"], "measurements": report["measurements"]}
             self._publish("findings", scan.scan_id, found)
             entered = self._desk.enter(alerts)
-            self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, fields)
+            self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, scan.end(report))
             self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
         self._front.announce(entered)
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"

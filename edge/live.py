@@ -31,6 +31,7 @@ class LiveScan:
         self.n_bytes = 0
         self.n_readouts = 0
         self.n_sent = 0
+        self.n_retries = 0
         self.making = ""
         self.warned = False
         self.is_announced = False
@@ -47,6 +48,20 @@ class LiveScan:
         """Note how far the stream has come."""
         self.n_bytes, self.n_readouts = n_bytes, n_readouts
         self._arrivals.append((n_bytes, time.monotonic()))
+
+    def end(self, report: Report) -> dict[str, Any]:
+        """What `scan.done` says."""
+        latency = np.percentile(self.latencies_ms, [50, 95]).round(1).tolist() if self.latencies_ms else None
+        return {
+            "ending": self.ending,
+            "reason": self.reason,
+            "method": report["method"],
+            "images": report["n_images"],
+            "readouts": report["n_readouts"],
+            "results": f"results/{self.scan_id}",
+            "latency_ms_p50_p95": latency,
+            "stage_ms": report["stage_ms"],
+        }
 
     def arrived_at(self, message_end: int) -> float | None:
         """When (monotonic) the byte before `message_end` had come; forgets what came before."""

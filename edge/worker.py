@@ -284,7 +284,7 @@ class Worker:
 
     def _obey(self, order: dict[str, Any]) -> None:
         scan_id = order["scan_id"]
-        if order["do"] == "open":
+        if order["do"] == "open" and scan_id not in self._scans:
             network = None if self._supply is None else self._supply.network()
             device = None if self._supply is None else self._supply.arrays
             self._scans[scan_id] = OpenScan(

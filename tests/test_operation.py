@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -131,6 +132,23 @@ def test_systemd_prometheus_and_a_reload(tmp_path: Path, small_scan: Path, monke
     what = [json.loads(line)["what"] for line in (tmp_path / "state" / TRAIL).read_text().splitlines()]
     assert [what[0], what[-1]] == ["start", "stop"]
     assert "settings" in what
+
+
+def test_results_that_find_no_room_are_tried_again(tmp_path: Path, small_scan: Path) -> None:
+    state, log = tmp_path / "state", tmp_path / "log"
+    state.mkdir()
+    (state / "results").write_text("in the way, as a full disk is")
+    with DaemonProcess(state, log) as daemon:
+        scanner = threading.Thread(
+            target=lambda: stream_file(open_raw(small_scan), "127.0.0.1", daemon.port, answer_s=WAIT_S)
+        )
+        scanner.start()
+        wait_until(lambda: "results not written" in log.read_text())
+        (state / "results").unlink()
+        wait_until(lambda: "scan done" in log.read_text())
+        scanner.join()
+    assert "scan failed" not in log.read_text().replace("__main__ scan failed", "")
+    assert len(list(state.glob("results/*/report.json"))) == 1
 
 
 def test_what_cannot_change_waits_for_a_restart() -> None:

@@ -48,21 +48,29 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
         "edge.simulate",
         "edge.triage_file",
         "edge.watch",
+        "export.calibrate_quality",
         "export.measurements",
         "export.quantise",
         "export.triage_gate",
     },
     "defusedxml": {"edge.header"},
-    "threadpoolctl": {"edge.chain", "export.train", "export.measurements"},
+    "threadpoolctl": {"edge.chain", "export.calibrate_quality", "export.measurements", "export.train"},
     "tomli": {"edge.settings"},
     "tomllib": {"edge.settings"},  # not in the library of Python 3.10
     "nibabel": {"edge.nifti", "export"},
     "torch": {"export"},
     "onnx": {"export"},
-    "onnxruntime": {"edge.backends.ort", "export.onnx", "export.quantise", "export.triage_chain", "export.triage_onnx"},
+    "onnxruntime": {
+        "edge.backends.ort",
+        "export.assess",
+        "export.onnx",
+        "export.quantise",
+        "export.triage_chain",
+        "export.triage_onnx",
+    },
     "cupy": {"edge.backends.device"},
     "cupyx": {"recon.fourier"},  # the transforms that keep complex64, for arrays that are CuPy's already
-    "matplotlib": {"export.validation"},
+    "matplotlib": {"export.roc", "export.validation"},
     "nilearn": {"export"},
 }
 NEVER_IN_PURE = {"os", "pathlib", "socket", "time", "datetime", "logging", "subprocess", "threading", "asyncio"}

@@ -216,7 +216,7 @@ class Runs:
         folder = self.data / "stroke_flair"
         if not folder.is_dir():
             return
-        rows = [row for row in csv.DictReader((folder / "index.csv").open()) if row["suggested_split"] == "val"]
+        rows = [row for row in _rows(folder) if row["suggested_split"] == "val"]
         with np.load(folder / "axial.npz") as content:
             images, packed = content["image"], content["lesion"]
         masks = np.unpackbits(packed, axis=-1)[..., : images.shape[2]].astype(bool)
@@ -230,7 +230,7 @@ class Runs:
         folder = self.data / "tumour_t1c"
         if not folder.is_dir():
             return
-        rows = list(csv.DictReader((folder / "index.csv").open()))
+        rows = _rows(folder)
         last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # as the training left them out
         for row in self._some([row for row in rows if int(row["pseudo_group"]) > last]):
             image = np.asarray(Image.open(folder / row["file"]).convert("L"), np.float32)
@@ -242,7 +242,7 @@ class Runs:
         folder = self.data / "brain"
         if not folder.is_dir():
             return
-        rows = [row for row in csv.DictReader((folder / "index.csv").open()) if row["subject"].startswith(names)]
+        rows = [row for row in _rows(folder) if row["subject"].startswith(names)]
         for row in self._some([row for row in rows if row["split"] != "template"]):
             contrast = contrast_of_words(row["contrast"])
             yield {**row, "triage": contrast}, read_nifti(folder / row["file"])
@@ -261,6 +261,10 @@ class Runs:
 
 
 NORMAL = ("sagAnon", "studyforrest02", "uihA", "prisma51M", "ch2colin", "niimathT1", "dep", "synthsrFL", "mrGd")
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "index.csv").read_text("utf-8").splitlines()))
 
 
 def _slice(image: Array, step_mm: tuple[float, float]) -> Volume:

@@ -117,10 +117,18 @@ def reconstruct_unrolled(network: Network, kspace: KSpace, maps: CoilMaps, class
     All are of one module (NumPy or CuPy), which the network's inputs and the image follow.
     Doubling samples and noise doubles the image. Raises ShapeError if the grids differ; BackendError from the network.
     """
+    return keep_measured(kspace, maps, estimate_unrolled(network, kspace, maps, classical))
+
+
+def estimate_unrolled(network: Network, kspace: KSpace, maps: CoilMaps, classical: Array) -> Array:
+    """Return what the network itself says, complex64 (slice, y, x): `reconstruct_unrolled` before measured lines.
+
+    What it says of lines that it was not given is the same in both.
+    """
     batches = prepare_batches(kspace, maps, classical)
     parts = [unprepare(network.run(each.inputs)["image"], each) for each in batches]
     planes = array_module(classical).concatenate(parts)
-    return keep_measured(kspace, maps, planes.transpose(2, 1, 0).copy() if kspace.slice_encoded else planes)
+    return planes.transpose(2, 1, 0).copy() if kspace.slice_encoded else planes
 
 
 def run_on_nothing(network: Network) -> None:

@@ -26,8 +26,6 @@ from recon.unrolled import (
 )
 from tests.fake_network import RANGE, FakeNetwork, normal
 
-RNG = np.random.default_rng(0)
-
 
 def smooth_maps(n_slices: int, n_coils: int, n_y: int, n_x: int) -> Array:
     """Coil maps as smooth as real ones, of unit norm everywhere."""
@@ -44,8 +42,9 @@ def smooth_maps(n_slices: int, n_coils: int, n_y: int, n_x: int) -> Array:
 
 
 def smooth_image(*shape: int) -> Array:
-    """A complex image without the finest detail, zero towards its edges."""
-    noise = to_image(to_kspace(RNG.standard_normal((*shape, 2)) @ [1, 1j], (1, 2)) * _bell(shape[1], shape[2]), (1, 2))
+    """A complex image without the finest detail, zero towards its edges; one shape gives one image."""
+    drawn = np.random.default_rng(shape).standard_normal((*shape, 2)) @ [1, 1j]
+    noise = to_image(to_kspace(drawn, (1, 2)) * _bell(shape[1], shape[2]), (1, 2))
     return (noise * _bell(shape[1], shape[2])).astype(np.complex64)
 
 
@@ -205,7 +204,7 @@ def test_slices_that_were_sampled_differently_are_refused() -> None:
 
 
 def test_the_noise_is_read_beside_the_head_where_none_was_measured() -> None:
-    noise = (RNG.standard_normal((4, 64, 80, 2)) @ [1, 1j] / 2**0.5 * 0.3).astype(np.complex64)
+    noise = (np.random.default_rng(0).standard_normal((4, 64, 80, 2)) @ [1, 1j] / 2**0.5 * 0.3).astype(np.complex64)
     noise[:, :, 20:60] += 5
     noise[:, 1::2] = 0
     assert noise_level(noise, True) == 1
@@ -214,9 +213,10 @@ def test_the_noise_is_read_beside_the_head_where_none_was_measured() -> None:
 
 
 def test_a_network_that_imagines_something_in_nothing_is_refused() -> None:
+    rng = np.random.default_rng(0)
     run_on_nothing(FakeNetwork())
     with pytest.raises(ModelError, match="empty scan"):
-        run_on_nothing(FakeNetwork(lambda inputs: inputs["classical"] + RNG.random(inputs["classical"].shape)))
+        run_on_nothing(FakeNetwork(lambda inputs: inputs["classical"] + rng.random(inputs["classical"].shape)))
 
 
 def test_the_lines_that_were_measured_stay_as_they_are() -> None:

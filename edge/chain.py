@@ -14,24 +14,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from threadpoolctl import threadpool_limits
 
 from edge.backends.device import Device
 from edge.clock import StageClock
+from edge.exam_triage import ExamTriage, triage_report
 from edge.intake import to_acquisition
 from edge.mrd import Readout
 from edge.results import Results
-from edge.verdict import Watch, quality_json, summary
+from edge.verdict import Watch, quality_json
 from edge.volumes import CLASSICAL, NETWORK, Made, Volumes, software, volume_key
 from recon.arrays import Array
 from recon.assemble import Assembler
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.network import Network
 from recon.placement import stack_geometry
-from recon.quality import Level, Verdict
 from recon.reconstruct import (
     Classical,
     Image,
@@ -42,9 +42,6 @@ from recon.reconstruct import (
     sense_coils,
 )
 from recon.scan import Encoding, Geometry, ImageKey, KSpace, Role
-from triage.findings import Findings, not_assessed
-
-NO_TRIAGE = "no triage network is installed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +88,7 @@ class Chain:
         no_network: str = "no trained network is installed",
         device: Device | None = None,
         max_scan_mib: int = 8192,
+        triage: ExamTriage | None = None,
         on_image: Callable[[SliceImage], None] = lambda image: None,
         on_fault: Callable[[dict[str, Any]], None] = lambda fault: None,
         may_make: Callable[[ImageKey], bool] = lambda key: True,
@@ -99,6 +97,7 @@ class Chain:
 
         network: what "auto" and "network" use; without one, `no_network` says why not, and "network" fails.
         device: where slices are reconstructed; None for the host.
+        triage: what looks for findings in the volumes; None: nothing does, and the report says so.
         on_image: called with each finished image. on_fault: with the fields of each early `quality` event.
         may_make: asked before each; False sets the image aside.
         """
@@ -119,6 +118,7 @@ class Chain:
         self._max_bytes = max_scan_mib << 20
         self._on_image = on_image
         self._may_make = may_make
+        self._triage = triage
         self._assembler = Assembler(self._scan, self._max_bytes)
         self._coils: dict[ImageKey, tuple[int, Sensitivities]] = {}
         self._volumes = Volumes(results, self._scan)
@@ -175,6 +175,8 @@ class Chain:
         with self.clock.stage("write"):
             self._volumes.finish(lambda: verdict)
             self._results.write_quality_note(verdict)
+        with self.clock.stage("triage"):
+            triaged = triage_report(self._triage, self._results, verdict, ending)
         written = self._volumes.said
         if ending == "complete" and not self.n_images:
             raise AcquisitionError(f"no image could be made of {self.n_readouts} readouts: {self._main_fault()}")
@@ -189,7 +191,7 @@ class Chain:
             "n_images": self.n_images,
             "volumes": [written[index] for index in sorted(written)],
             "quality": quality_json(verdict),
-            "findings": findings_json(findings_of(verdict)),
+            **triaged,
             "stage_ms": self.clock.rounded(),
         }
         self._results.write_report(report)
@@ -322,15 +324,3 @@ class Chain:
                     again.add(acquisition)
         for key in again.open_keys():
             self._make(again, key, 0)
-
-
-def findings_of(verdict: Verdict | None) -> Findings:
-    """Return what triage says: of an untrusted scan nothing, in this version of any scan that nobody looked."""
-    if verdict is not None and verdict.level is Level.UNTRUSTED:
-        return not_assessed(f"the scan is {summary(verdict)}")
-    return not_assessed(NO_TRIAGE)
-
-
-def findings_json(findings: Findings) -> list[dict[str, Any]]:
-    """Return findings as the JSON of reports and events."""
-    return [{**asdict(each), "state": each.state.value} for each in findings.findings]

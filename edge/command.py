@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": ("edge.serve", "the daemon: take scans over MRD, give images, DICOM and events"),
     "replay": ("edge.replay", "stream a raw data file to a server and save the images that come back"),
     "recon": ("edge.recon_file", "reconstruct a raw data file without a daemon"),
+    "triage": ("edge.triage_file", "findings for DICOM series or NIfTI volumes, in three states"),
     "simulate": ("edge.simulate", "make a simulated brain scan as an ISMRMRD file, with its truth beside it"),
     "engines": ("edge.engine_command", "build TensorRT engines on this device, or list those that are there"),
     "doctor": ("edge.doctor", "check what is installed, what would be used and what is missing"),

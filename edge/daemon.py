@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from edge.chain import findings_json
 from edge.crew import Crew, Report
 from edge.ledger import Ledger
 from edge.live import LiveScan, image_info
@@ -29,6 +28,7 @@ from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
+from edge.triage_json import findings_json
 from edge.window import display_window
 from edge.wire import Publisher, encode_event, utc_now
 from recon.arrays import Array
@@ -80,6 +80,7 @@ class Daemon:
                 "backend": settings.network.backend,
                 "engines": str(state / "engines"),
                 "precision": settings.network.precision,
+                "triage": asdict(settings.triage),
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
             },
@@ -261,7 +262,8 @@ class Daemon:
 
     def _on_done(self, scan: LiveScan, report: Report) -> None:
         self._publish("quality", scan.scan_id, report["quality"])
-        self._publish("findings", scan.scan_id, {"findings": report["findings"]})
+        found = {"findings": report["findings"], "measurements": report["measurements"]}
+        self._publish("findings", scan.scan_id, found)
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
         faults = [reason["words"] for reason in report["quality"]["reasons"]]
         scan.outcome = ("WARNING" if faults else "INFO", "; ".join([words, *faults]))
@@ -284,7 +286,7 @@ class Daemon:
 
     def _fail(self, scan: LiveScan, code: str, reason: str) -> None:
         """Say everywhere that a scan cannot be served; its raw data stay in the spool."""
-        self._publish("findings", scan.scan_id, {"findings": findings_json(not_assessed(reason))})
+        self._publish("findings", scan.scan_id, {"findings": findings_json(not_assessed(reason)), "measurements": {}})
         self._publish("scan.failed", scan.scan_id, {"code": code, "reason": reason})
         self._ledger.finish_scan(scan.scan_id, "failed", reason, utc_now())
         log.warning("scan failed id=%s code=%s", scan.scan_id, code)

@@ -214,6 +214,21 @@ def _scaled(image: Array, truth: Array) -> Array:
     return (image * (np.vdot(truth, image) / max(float(np.vdot(image, image)), 1e-30))).astype(np.float32)
 
 
+def _named(finding: dict[str, Any]) -> str:
+    """A finding with its probability and place, where there are any."""
+    if finding["state"] != "flagged":
+        return str(finding["finding"])
+    words = f"{finding['finding']} (p {finding['probability']:.2f}, evidence {finding['evidence']}"
+    return f"{words}, slice {finding['key_slice'] + 1})" if finding["key_slice"] is not None else f"{words})"
+
+
+def _measured(name: str, each: dict[str, Any]) -> str:
+    words = f"{name} {each['value']:.3g}"
+    if each["interval"]:
+        words += f" [{each['interval'][0]:.3g}, {each['interval'][1]:.3g}]"
+    return f"{words} {each['side']}" if each.get("side") else words
+
+
 def _show(
     console: Console,
     out: Path,
@@ -227,8 +242,10 @@ def _show(
     kinds = ", ".join(f"{n} {kind}" for kind, n in heard.kinds.items() if kind != "heartbeat")
     by_state: dict[str, list[str]] = {}
     for each in heard.findings:
-        by_state.setdefault(f"{each['state']} ({each['reason']})", []).append(each["label"])
+        words = f"{each['state']} ({each['why']})" if each["why"] else each["state"]
+        by_state.setdefault(words, []).append(_named(each))
     states = [f"{', '.join(labels)}: {state}" for state, labels in by_state.items()]
+    measured = [_measured(name, each) for name, each in report["measurements"].items() if each["value"] is not None]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -249,6 +266,7 @@ def _show(
         *((f"last line → {series}", _spread(times)) for series, times in latencies_ms.items()),
         ("events", kinds),
         ("findings", "; ".join(states)),
+        ("measured", "; ".join(measured) or "nothing"),
     ):
         table.add_row(name, words)
     console.print(table)

@@ -47,7 +47,7 @@ class Panel:
     window: (black, white) in the units of `image`; None: found from the image.
     colours: "grey", or "error" for a difference, drawn with a bar that states its range (`unit` behind the numbers).
     note: a short word to the right of the label. letters: patient directions at the left, right, top, bottom edge.
-    box: (y0, y1, x0, x1) in pixels of `image`, outlined.
+    box: (y0, y1, x0, x1) in pixels of `image`, outlined. outline: bool (y, x), whose border is drawn.
     """
 
     label: str
@@ -59,10 +59,13 @@ class Panel:
     unit: str = ""
     letters: tuple[str, str, str, str] = ("", "", "", "")
     box: tuple[int, int, int, int] | None = None
+    outline: Array | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 2 or 0 in self.image.shape:
             raise ShapeError("picture", self.image.shape, ("y", "x"))
+        if self.outline is not None and self.outline.shape != self.image.shape:
+            raise ShapeError("outline", self.outline.shape, self.image.shape)
 
     @property
     def size_mm(self) -> tuple[float, float]:
@@ -170,6 +173,8 @@ def _picture(panel: Panel, size: tuple[int, int]) -> Image.Image:
         rgb = _error_colours(grown)
     else:
         rgb = np.repeat(np.rint(grown * 255).astype(np.uint8)[..., None], 3, axis=-1)
+    if panel.outline is not None:
+        rgb[_border(panel.outline, size)] = AMBER
     picture = Image.fromarray(rgb)
     draw = ImageDraw.Draw(picture)
     if panel.box is not None:
@@ -180,6 +185,14 @@ def _picture(panel: Panel, size: tuple[int, int]) -> Image.Image:
     if panel.colours == "error":
         _draw_bar(picture, low, high, panel.unit)
     return picture
+
+
+def _border(inside: Array, size: tuple[int, int]) -> Array:
+    """Return bool (height, width): the border, one pixel wide, of what is True in `inside` once grown to `size`."""
+    grown = np.asarray(Image.fromarray(inside.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)) >= 0.5
+    padded = np.pad(grown, 1)
+    kept = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return grown & ~kept
 
 
 def _error_colours(shade: Array) -> Array:

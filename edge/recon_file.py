@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge.chain import Chain
+from edge.exam_triage import open_triage
 from edge.header import read_header
 from edge.model import PRECISIONS, RECONSTRUCTION
 from edge.mrd import Readout, next_message, read_acquisition
 from edge.rawfile import RawFile, open_raw
 from edge.results import Results
-from edge.settings import Settings
+from edge.settings import Settings, TriageSettings
 from edge.spool import new_scan_id
 from edge.supply import BACKENDS, Supply
 from edge.undersample import undersample
@@ -85,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out / beside['file']}  {shape}  {beside['method']}  the classical image, always beside it")
         for step in (step for step in volume["steps"] if step.startswith("network not used")):
             print(f"note: {step}")
+    for finding in report["findings"]:
+        why = f" ({finding['why']})" if finding["why"] else ""
+        print(f"{finding['finding']}: {finding['state']}{why}")
     quality = report["quality"]
     for reason in quality["reasons"]:
         print(f"quality: {quality['verdict']}: {reason['words']}")
@@ -118,9 +123,14 @@ def reconstruct_file(
             if method == "network":
                 raise
             no_network = str(error)
-    network = None if supply is None else supply.network()
-    device = None if supply is None else supply.arrays
-    chain = Chain(Results(folder, scan, exam), method=method, network=network, no_network=no_network, device=device)
+    chain = Chain(
+        Results(folder, scan, exam),
+        method=method,
+        network=None if supply is None else supply.network(),
+        no_network=no_network,
+        device=None if supply is None else supply.arrays,
+        triage=open_triage(asdict(TriageSettings())),
+    )
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:

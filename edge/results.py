@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -111,6 +111,19 @@ class Results:
         except OSError as error:
             raise DeliveryError(f"the results cannot be read: {error.strerror}") from error
         return self.write_volumes(volumes, index, written.contrast, verdict)
+
+    def leading_volumes(self, most: int) -> Iterator[tuple[int, str, Volume, int]]:
+        """Yield index, name of the leading series, its volume read back from disk, and contrast, of the first volumes.
+
+        Raises DeliveryError where one cannot be read.
+        """
+        for index, written in sorted(self._written.items())[:most]:
+            name = f"volume_{index:03d}.npy" if index else "volume.npy"
+            try:
+                data = np.load(self.folder / name)
+            except OSError as error:
+                raise DeliveryError(f"the results cannot be read: {error.strerror}") from error
+            yield index, written.lead, replace(written.series[written.lead], data=data), written.contrast
 
     def write_quality_note(self, verdict: Verdict | None) -> None:
         """Write `dicom/quality_note.dcm` where the verdict advises to scan again; raises DeliveryError."""

@@ -59,6 +59,23 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True)
+class TriageSettings:
+    """Which findings are looked for, and how: `alpha` is the share of each class that conformal sets may miss.
+
+    Less of a head than `min_coverage_mm` is never *not flagged*. `models`: another folder of networks ("" is the one
+    that comes with this version). `research` also writes segments and heat maps, which mark places in images.
+    """
+
+    infarct: bool = True
+    haemorrhage: bool = True
+    mass: bool = True
+    alpha: float = 0.1
+    min_coverage_mm: float = 60.0
+    research: bool = False
+    models: str = ""
+
+
+@dataclass(frozen=True)
 class EventSettings:
     """The ZeroMQ event stream."""
 
@@ -82,6 +99,7 @@ class Settings:
     mrd: MrdSettings = field(default_factory=MrdSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    triage: TriageSettings = field(default_factory=TriageSettings)
     events: EventSettings = field(default_factory=EventSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
 
@@ -94,6 +112,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "mrd.max_message_mib": (1, 4096),
     "worker.timeout_s": (1, 86400),
     "worker.max_scan_mib": (1, 1 << 20),
+    "triage.alpha": (0.001, 0.5),
+    "triage.min_coverage_mm": (0, 300),
     "events.heartbeat_s": (0.05, 3600),
     "events.keep": (100, 10**9),
     "disk.min_free_mib": (0, 1 << 30),

@@ -26,6 +26,7 @@ import numpy as np
 from edge.backends.device import Device
 from edge.chain import Chain, SliceImage
 from edge.crash import log_crashes
+from edge.exam_triage import ExamTriage, open_triage
 from edge.header import read_header
 from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
@@ -70,6 +71,7 @@ class OpenScan:
         network: Network | None,
         no_network: str,
         device: Device | None,
+        triage: ExamTriage | None,
     ) -> None:
         self.scan_id: str = order["scan_id"]
         self.ending: str | None = None
@@ -78,6 +80,7 @@ class OpenScan:
         self._reports = reports
         self._settings = settings
         self._network, self._no_network, self._device = network, no_network, device
+        self._triage = triage
         self._limits = Limits(**settings["limits"])
         self._reader = SpoolReader(Path(order["spool"]), self._limits)
         self._set_aside = frozenset(order["set_aside"])
@@ -130,6 +133,7 @@ class OpenScan:
             no_network=self._no_network,
             device=self._device,
             max_scan_mib=self._settings["max_scan_mib"],
+            triage=self._triage,
             on_image=self._send_image,
             on_fault=lambda fault: self._reports.send("fault", scan_id=self.scan_id, fields=fault),
             may_make=self._may_make,
@@ -190,6 +194,7 @@ class OpenScan:
             scan_id=self.scan_id,
             quality=report["quality"],
             findings=report["findings"],
+            measurements=report["measurements"],
             method=report["method"],
             n_images=report["n_images"],
             n_readouts=report["n_readouts"],
@@ -234,6 +239,7 @@ class Worker:
         self._reports = Reports(out)
         self._settings = settings
         self._supply, self._no_network = _open_supply(settings)
+        self._triage = open_triage(settings["triage"])
         self._scans: dict[str, OpenScan] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
@@ -275,7 +281,9 @@ class Worker:
         if order["do"] == "open":
             network = None if self._supply is None else self._supply.network()
             device = None if self._supply is None else self._supply.arrays
-            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, network, self._no_network, device)
+            self._scans[scan_id] = OpenScan(
+                order, self._reports, self._settings, network, self._no_network, device, self._triage
+            )
             self._ring.append(scan_id)
         elif order["do"] == "close" and scan_id in self._scans:
             self._scans[scan_id].ending = order["ending"]

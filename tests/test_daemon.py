@@ -209,7 +209,7 @@ def test_events_are_numbered_without_gaps_and_findings_are_never_silent(
     assert kinds[-3:] == ["quality", "findings", "scan.done"]
     (findings,) = listener.wait("findings")
     assert {each["state"] for each in findings["findings"]} == {"not assessed"}
-    assert all(each["reason"] for each in findings["findings"])
+    assert all(each["why"] for each in findings["findings"])
 
 
 def test_numbers_go_on_after_a_restart(tmp_path: Path, small_scan: Path) -> None:

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 
-from edge.chain import Chain, findings_of
+from edge.chain import Chain
 from edge.dicom_quality import quality_note
 from edge.exam import Exam
+from edge.exam_triage import ExamTriage, triage_report
 from edge.header import read_header
 from edge.mrd import NOISE, Readout
 from edge.rawfile import RawFile, open_raw
@@ -29,8 +30,10 @@ from edge.verdict import Handling, Watch, quality_json, summary, verdict_of
 from recon.line_faults import Kind, LineFault, LineReport
 from recon.quality import Advice, Level, Reason, Verdict
 from recon.scan import ImageKey, Volume
+from tests.fake_triage import fake_model
 from tests.test_chain import Halving
 from tests.test_dicom import EXAM, MEASURED, RECEIVED, SCAN, small
+from triage.assess import Site, Tools
 
 MOTION = Reason(
     "motion", "the head moved by 4.1 mm from readout 90 on; 2 is the most", "motion", 4.1, 2.0, Level.UNTRUSTED
@@ -113,7 +116,7 @@ def test_of_an_untrusted_scan_the_classical_series_leads(raw: RawFile, tmp_path:
     assert report["findings"]
     for finding in report["findings"]:
         assert finding["state"] == "not assessed"
-        assert finding["reason"].startswith("the scan is untrusted: 12 of")
+        assert finding["why"].startswith("the scan is untrusted: 12 of")
     header = dcmread(next((tmp_path / "dicom" / "network").iterdir()))
     assert header.SeriesDescription.startswith("Scanside network [untrusted]")
     assert "untrusted" in header.DerivationDescription
@@ -162,8 +165,15 @@ def test_the_report_holds_every_number_and_only_what_json_can(tmp_path: Path) ->
     assert said["measures"] == {"motion": 4.1, "residual": None}
     assert summary(BAD) == f"untrusted: {MOTION.words}"
     assert summary(GOOD) == "trusted"
-    assert findings_of(BAD).findings[0].reason == f"the scan is untrusted: {MOTION.words}"
-    assert "triage network" in findings_of(GOOD).findings[0].reason
+
+
+def test_an_untrusted_scan_is_not_assessed_whoever_could(tmp_path: Path) -> None:
+    results = Results(tmp_path, SCAN, EXAM)
+    for triage in (None, ExamTriage(Tools((fake_model(),)), Site())):
+        found = triage_report(triage, results, BAD)["findings"]
+        assert {each["state"] for each in found} == {"not assessed"}
+        assert {each["why"] for each in found} == {f"the scan is untrusted: {MOTION.words}"}
+    assert "triage network" in triage_report(None, results, GOOD)["findings"][0]["why"]
 
 
 def report_of(*faults: LineFault, n_readouts: int = 100, duration_s: float | None = None) -> LineReport:

@@ -22,15 +22,14 @@ PROVIDERS = {
 WORDS = {"cpu": "CPU", "cuda": "CUDA", "tensorrt": "TensorRT"}
 
 
-class OrtNetwork:
-    """A network in an ONNX Runtime session; see `recon.network.Network`."""
+class OrtSession:
+    """A network in an ONNX Runtime session, whatever its inputs and outputs are called."""
 
-    def __init__(self, model: Path, card: Card, kind: str, cache: Path | None, precision: str) -> None:
+    def __init__(self, model: Path, kind: str, cache: Path | None, precision: str) -> None:
         """Open the model file on the provider of `kind`, which keeps what it builds in `cache`.
 
         Raises BackendError where the runtime cannot, or would quietly use another provider.
         """
-        self.card = card
         words = () if precision == "float32" else (precision,)
         self.backend = " ".join(("onnxruntime", onnxruntime.__version__, WORDS[kind], *words))
         options = onnxruntime.SessionOptions()
@@ -73,6 +72,15 @@ class OrtNetwork:
         self._session = None
 
 
+class OrtNetwork(OrtSession):
+    """A reconstruction network in an ONNX Runtime session; see `recon.network.Network`."""
+
+    def __init__(self, model: Path, card: Card, kind: str, cache: Path | None, precision: str) -> None:
+        """Open the model file that `card` describes; see `OrtSession`."""
+        super().__init__(model, kind, cache, precision)
+        self.card = card
+
+
 def providers(kind: str, cache: Path | None) -> list[Any]:
     """Return the providers of a session of `kind` with their options, the CPU's last: it takes what others do not.
 
@@ -108,3 +116,10 @@ def open_network(
     if not model.is_file():
         raise ModelError(f"the model folder has no {model.name}")
     return OrtNetwork(model, card, kind, cache, precision)
+
+
+def open_session(model: Path, kind: str = "cpu") -> OrtSession:
+    """Return the network in `model`, an ONNX file. Raises ModelError where there is none, BackendError."""
+    if not model.is_file():
+        raise ModelError(f"the model folder has no {model.name}")
+    return OrtSession(model, kind, None, "float32")

@@ -1,0 +1,132 @@
+"""Fit the gate: `python -m export.triage_gate --planes DIR` writes what `triage.gate` reads.
+
+DIR holds planes of `python -m export.triage_images` (real brains, stroke and tumour patients; training subjects only);
+to them come simulated heads of every contrast. Each plane is described as it is and once more with noise and blur;
+those with a skull also without it. Nothing foreign is learned: what is far from all of these is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+from scipy import ndimage
+
+from export.measurements import ASSETS, CONTRASTS, drawn_head, needs, noisy
+from export.triage_images import load
+from recon.arrays import Array
+from triage.brain import brain_masks
+from triage.gate import MIN_AREA_MM2, Gate, Kind, describe_plane, fit_kind, gate_json, is_stripped
+from triage.preprocess import prepare
+
+HEAD_SEEDS = 20_000
+SHARES = {"stroke_flair": 0.2, "tumour_t1c": 0.25, "brain": 0.6}  # of planes that are looked at
+MIN_PLANES = 30  # fewer make no kind
+MARGIN = 4.0
+NOISE = (0.0, 0.1)
+BLUR = (0.0, 1.1)
+
+
+def main() -> None:
+    """Describe, fit, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--planes", type=Path, required=True, metavar="DIR", help="made by export.triage_images")
+    parser.add_argument("--heads", type=int, default=14, help="simulated heads, each on every contrast (%(default)s)")
+    parser.add_argument("--cache", type=Path, metavar="FILE", help="descriptions so far, JSON lines, to go on from")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: the package's assets)")
+    args = parser.parse_args()
+    rows = described(args.planes, args.heads, args.cache)
+    gate = fit(rows)
+    args.out.mkdir(parents=True, exist_ok=True)
+    content = {"made_by": f"python -m export.triage_gate --planes DIR --heads {args.heads}", **gate_json(gate)}
+    (args.out / "gate.json").write_text(json.dumps(content) + "\n", "utf-8")
+    for name, kinds in gate.kinds.items():
+        print(name, [round(kind.limit, 2) for kind in kinds])
+
+
+Row = tuple[str, bool, list[float]]  # contrast, whether simulated, numbers
+
+
+def described(planes: Path, n_heads: int, cache: Path | None) -> list[Row]:
+    """Return what training planes are like; parts that `cache` holds are read from there, others added to it."""
+    known: dict[str, list[Row]] = {}
+    if cache is not None and cache.is_file():
+        for line in cache.read_text("utf-8").splitlines():
+            name, rows = json.loads(line)
+            known[name] = [(contrast, simulated, numbers) for contrast, simulated, numbers in rows]
+    parts = [f"planes {path.name}" for path in sorted(planes.glob("*.npz")) if not path.name.startswith("shapes")]
+    parts += [f"head {seed}" for seed in range(n_heads)]
+    for part in track([each for each in parts if each not in known], "parts"):
+        kind, _, which = part.partition(" ")
+        source = _planes(planes / which) if kind == "planes" else _heads(int(which))
+        rng = np.random.default_rng([zlib.crc32(part.encode()), 3])
+        known[part] = [
+            row for contrast, simulated, image in source for row in _describe(contrast, simulated, image, rng)
+        ]
+        if cache is not None:
+            with cache.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([part, known[part]]) + "\n")
+    return [row for part in parts for row in known[part]]
+
+
+def fit(rows: list[Row]) -> Gate:
+    """Return the gate: a kind for each contrast, with and without skull, real and simulated, where there are enough."""
+    groups: dict[tuple[str, bool, bool], list[list[float]]] = defaultdict(list)
+    for contrast, simulated, numbers in rows:
+        groups[contrast, simulated, is_stripped(np.array(numbers))].append(numbers)
+    kinds: dict[str, list[Kind]] = defaultdict(list)
+    for (contrast, _, _), of in sorted(groups.items()):
+        if len(of) >= MIN_PLANES:
+            kinds[contrast].append(fit_kind(np.array(of)))
+    return Gate({name: tuple(each) for name, each in kinds.items()}, MARGIN)
+
+
+def _planes(path: Path) -> Iterator[tuple[str, bool, Array]]:
+    rng = np.random.default_rng(len(path.name))
+    for each in load([path]):
+        label = each.label
+        if label.split == "train" and rng.random() < SHARES.get(label.source, 1.0):
+            contrast = CONTRASTS.get(label.contrast, label.contrast)
+            yield contrast, label.source in ("heads", "exams"), each.image.astype(np.float32)
+
+
+def _heads(seed: int) -> Iterator[tuple[str, bool, Array]]:
+    anatomy, ventricles, _ = needs()
+    drawn, _ = drawn_head(anatomy, ventricles, HEAD_SEEDS + seed)
+    rng = np.random.default_rng([seed, 4])
+    for name, contrast in CONTRASTS.items():
+        for image in prepare(noisy(drawn.images[name], rng), drawn.geometry).inputs[:, 0]:
+            yield contrast, True, image
+
+
+def _describe(contrast: str, simulated: bool, image: Array, rng: np.random.Generator) -> Iterator[Row]:
+    brain = brain_masks(image[None])[0]
+    if brain.sum() < max(MIN_AREA_MM2, 5000 * simulated):
+        return
+    numbers = describe_plane(image, brain)
+    seen = [image]
+    if not is_stripped(numbers):
+        seen.append(image * ndimage.binary_dilation(brain, iterations=int(rng.integers(0, 3))))
+    for each in seen:
+        yield contrast, simulated, _rounded(describe_plane(each, brain))
+        sigma, width = rng.uniform(*NOISE), rng.uniform(*BLUR)
+        noise = rng.standard_normal((2, *each.shape), np.float32) * np.float32(sigma) * (each.any())
+        worse = np.abs(ndimage.gaussian_filter(each, width) + noise[0] + 1j * noise[1]).astype(np.float32)
+        worse *= each > 0 if is_stripped(numbers) or each is not image else 1
+        again = brain_masks(worse[None])[0]
+        if again.sum() >= MIN_AREA_MM2:
+            yield contrast, simulated, _rounded(describe_plane(worse, again))
+
+
+def _rounded(numbers: Array) -> list[float]:
+    return [float(f"{value:.5g}") for value in numbers]
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from export.onnx import OPSET
 from export.slices import SETS
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--folds", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of --fold runs")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)
     network, checkpoint = load_triage(args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "model.onnx"
@@ -134,7 +136,11 @@ def _contrast(
     exams = results.where(results.is_exam)
     one, one_threshold = _decision(slices, 0.0)
     exam, exam_threshold = _decision(exams, EXAM_SPECIFICITY)
-    images = np.concatenate([each.images for each in cases])
+    n_planes = [len(each.images) for each in cases]
+    is_plain = np.repeat([not each.is_simulated or each.group.startswith("head-") for each in cases], n_planes)
+    is_plain |= contrast in ("swi", "dwi")  # there is nothing else
+    images = np.concatenate([each.images for each in cases])[is_plain]
+    features = features[is_plain]
     likeness = fit_likeness(session, name, contrast, planes, images, features, arrays)
     kept = published | (results.is_simulated & (results.is_exam | (evidence == "simulated")))
     if evidence == "real" and not (published & ~results.is_positive).any():

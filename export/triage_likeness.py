@@ -17,10 +17,9 @@ from recon.scan import Geometry
 from triage.likeness import describe_images, distance
 from triage.preprocess import SIZE, prepare
 
-N_PLANES = 700
+N_PLANES = 500
 SHRINK = 0.05
 HELD_OUT_KEPT = 0.99  # of held-out planes lie within the limit
-MARGIN = 1.1
 
 
 def fit_likeness(
@@ -43,7 +42,7 @@ def fit_likeness(
     arrays[f"{contrast}.ood_mean"] = mean.astype(np.float32)
     arrays[f"{contrast}.ood_precision"] = precision.astype(np.float32)
     own = distance(together(held_out_features, held_out), mean, precision)
-    limit = MARGIN * float(np.quantile(own, HELD_OUT_KEPT))
+    limit = float(np.quantile(own, HELD_OUT_KEPT))
     shares = {}
     for kind, strange in foreign(rng, contrast, planes).items():
         found = distance(together(run_triage(session, strange)[1], strange), mean, precision)
@@ -67,7 +66,7 @@ def training_images(rng: np.random.Generator, contrast: str, planes: list[Plane]
     images = []
     for each in chosen:
         image = made_of(rng, contrast, each.label.contrast, each.image.astype(np.float32))
-        images.append(look(rng, image) if rng.random() < 0.5 else image)
+        images.append(look(rng, image) if contrast in ("swi", "dwi") else image)
     return np.stack(images)
 
 

@@ -15,6 +15,7 @@ from export.onnx import OPSET
 from export.triage_network import TriageNetwork
 from recon.arrays import Array
 from triage.preprocess import SIZE
+from triage.score import read_both_ways
 
 INPUT = "planes"
 OUTPUTS = ("lesion", "features")
@@ -64,13 +65,19 @@ def open_triage(path: Path, threads: int = 1) -> onnxruntime.InferenceSession:
 
 
 def run_triage(session: onnxruntime.InferenceSession, images: Array) -> tuple[Array, Array]:
-    """Return lesion logits (n, 1, y, x) and features (n, k) of planes (n, y, x)."""
+    """Return lesion logits (n, 1, y, x) and features (n, k) of planes (n, y, x), as at run time: read both ways."""
     found = []
     for start in range(0, len(images), 8):
         part = images[start : start + 8].astype(np.float32)
-        found.append(session.run(list(OUTPUTS), {INPUT: np.stack((part, part[..., ::-1]), 1)}))
+        found.append(read_both_ways(lambda planes: run_once(session, planes), np.stack((part, part[..., ::-1]), 1)))
     logits, features = zip(*found, strict=True)
     return np.concatenate(logits), np.concatenate(features)
+
+
+def run_once(session: onnxruntime.InferenceSession, planes: Array) -> tuple[Array, Array]:
+    """Return lesion logits and features of planes (n, 2, y, x)."""
+    logits, features = session.run(list(OUTPUTS), {INPUT: planes})
+    return logits, features
 
 
 def check_triage(network: TriageNetwork, path: Path, images: Array) -> float:
@@ -78,9 +85,10 @@ def check_triage(network: TriageNetwork, path: Path, images: Array) -> float:
 
     Raises ValueError where it is above MAX_DIFFERENCE.
     """
+    planes = np.stack((images, images[..., ::-1]), 1).astype(np.float32)
     with torch.no_grad():
-        wanted = network.eval()(torch.from_numpy(np.stack((images, images[..., ::-1]), 1).astype(np.float32)))[0]
-    worst = float(np.abs(run_triage(open_triage(path), images)[0] - wanted.numpy()).max())
+        wanted = network.eval()(torch.from_numpy(planes))[0]
+    worst = float(np.abs(run_once(open_triage(path), planes)[0] - wanted.numpy()).max())
     if worst > MAX_DIFFERENCE:
         raise ValueError(f"{path.name} differs from PyTorch by {worst:.1e} in a logit; {MAX_DIFFERENCE:g} is allowed")
     return worst

@@ -13,7 +13,9 @@ def write_page(card: dict[str, Any], path: Path) -> None:
     lines = [
         f"# {card['name']} {card['version']}",
         "",
-        f"{card['task'].capitalize()}. **Not for {card['not_for']}.** Written by `python -m export.triage_card`; every",
+        f"{card['task'][0].upper()}{card['task'][1:]}. **Not for {card['not_for']}.**",
+        "",
+        "Written by `python -m export.triage_card`; every",
         "figure is measured on cases that were not trained on, with their 95 % interval (Clopper–Pearson; DeLong).",
         "",
         f"sha256 `{card['sha256']}`, {card['network']['parameters']:,} parameters, ONNX opset {card['opset']}.",

@@ -26,8 +26,8 @@ from triage.score import plane_scores, probabilities
 
 HEAD_FINDINGS = {"infarct": "infarct", "infarct-dwi": "infarct", "haemorrhage": "bleed", "mass": "mass"}
 HEAD_CONTRASTS = {"flair": "flair", "dwi": "dwi", "swi": "t2star", "t1": "t1", "t2": "t2"}
-DRAWS = 6  # exams made of each held-out volume, with the finding and without
-SLICES = 220  # simulated slices a contrast
+DRAWS = 3  # exams made of each held-out volume, with the finding and without
+SLICES = 160  # simulated slices a contrast
 
 
 @dataclass(frozen=True, eq=False)

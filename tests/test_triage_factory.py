@@ -22,7 +22,7 @@ from export.triage_augment import add_skull, decoy, is_stripped, look, paste
 from export.triage_images import Label, Plane, load, to_plane
 from export.triage_lesions import insert_bleed, insert_infarct, insert_mass, to_diffusion, to_gradient_echo
 from export.triage_network import TriageNetwork
-from export.triage_onnx import open_triage, run_triage, write_triage
+from export.triage_onnx import open_triage, run_once, run_triage, write_triage
 from export.triage_recipes import RECIPES
 from export.triage_statistics import auc, balanced_threshold, fit, proportion
 from recon.arrays import Array
@@ -136,12 +136,15 @@ def test_the_graph_is_plain(tmp_path: Path) -> None:
         "Constant",
     }  # fmt: skip
     images = np.random.default_rng(0).random((3, *SIZE)).astype(np.float32)
+    planes = np.stack((images, images[..., ::-1]), 1)
+    with torch.no_grad():
+        wanted = network.eval()(torch.from_numpy(planes))[0]
+    np.testing.assert_allclose(run_once(open_triage(path), planes)[0], wanted.numpy(), atol=1e-4)
     logits, features = run_triage(open_triage(path), images)
     assert logits.shape == (3, 1, *SIZE)
     assert features.shape == (3, WIDTHS[-1])
-    with torch.no_grad():
-        wanted = network.eval()(torch.from_numpy(np.stack((images, images[..., ::-1]), 1)))[0]
-    np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-4)
+    turned, _ = run_triage(open_triage(path), images[..., ::-1])
+    np.testing.assert_allclose(turned[..., ::-1], logits, atol=1e-4)
 
 
 def test_findings_lie_where_their_masks_say() -> None:

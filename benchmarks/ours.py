@@ -61,6 +61,17 @@ def reconstruct(raw: RawFile, network: Network | None = None) -> list[dict[str, 
     return results.kept
 
 
+def reconstruct_and_report(raw: RawFile, network: Network | None) -> dict[str, Any]:
+    """Return the report on a scan that was reconstructed in memory. Raises ScanError where nothing came of it."""
+    scan, exam = read_header(raw.header, new_scan_id())
+    results = _Kept(Path(), scan, exam)
+    object.__setattr__(results, "kept", [])
+    chain = Chain(results, method="auto", network=network)
+    for readout in readouts(raw):
+        chain.feed(readout)
+    return chain.finish("complete", "", lambda: readouts(raw))
+
+
 def shipped_network() -> Network | None:
     """Return the network that comes with this version, or None where there is none."""
     try:

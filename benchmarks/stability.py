@@ -82,7 +82,7 @@ def images(network: Network, kspace: KSpace, encoding: Encoding) -> tuple[Array,
     assert classical.start is not None
     if reason := network_refusal(network, classical.start):
         raise ValueError(reason)
-    return classical.image.data, reconstruct_network(network, classical.start, encoding).data
+    return classical.image.data, reconstruct_network(network, classical.start, encoding).image.data
 
 
 def by_acceleration(network: Network, head: Head) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def nothing(network: Network, head: Head, acceleration: int, seed: int = 0) -> d
     )
     inside = head.truth > 0.1 * head.truth.max()
     return {
-        "largest_of_zeros": float(np.abs(reconstruct_network(network, empty, head.encoding).data).max()),
+        "largest_of_zeros": float(np.abs(reconstruct_network(network, empty, head.encoding).image.data).max()),
         "noise_size": float(np.sqrt((made**2).mean() / (classical**2).mean())),
         "noise_likeness": float(np.corrcoef(made.ravel(), inside.ravel())[0, 1]),
     }

@@ -29,19 +29,24 @@ from edge.verdict import Watch, quality_json
 from edge.volumes import CLASSICAL, NETWORK, Made, Volumes, software, volume_key
 from recon.arrays import Array
 from recon.assemble import Assembler
+from recon.consistency import measure_slice, ranked
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.network import Network
 from recon.placement import stack_geometry
 from recon.reconstruct import (
     Classical,
     Image,
+    Learned,
     Sensitivities,
+    Start,
     network_refusal,
     reconstruct_classical,
     reconstruct_network,
     sense_coils,
 )
 from recon.scan import Encoding, Geometry, ImageKey, KSpace, Role
+
+_FEW_SLICES = 4  # are all measured thoroughly
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +127,8 @@ class Chain:
         self._assembler = Assembler(self._scan, self._max_bytes)
         self._coils: dict[ImageKey, tuple[int, Sensitivities]] = {}
         self._volumes = Volumes(results, self._scan)
-        self._watch = Watch(self._scan, self._network.card.trained_range if self._network else None, on_fault)
+        card = self._network.card if self._network else None
+        self._watch = Watch(self._scan, card.trained_range if card else None, on_fault, card.limits if card else None)
 
     def feed(self, readout: Readout, message_end: int = 0) -> None:
         """Take one readout; images that it completes are made now."""
@@ -138,7 +144,7 @@ class Chain:
             with self.clock.stage("check"):
                 is_faulty = self._watch.look(acquisition, self.n_readouts - 1)
             with self.clock.stage("assemble"):
-                keys = self._assembler.add(acquisition)
+                keys = self._assembler.add(acquisition, self.n_readouts - 1)
         except (AcquisitionError, ShapeError) as error:
             self._leave_out(str(error), is_faulty)
         for key in keys:
@@ -253,7 +259,7 @@ class Chain:
         with self._stage("assemble"):
             kspace = self._uploaded(assembler.kspace(key))
         classical = reconstruct_classical(kspace, encoding, self._method, coils, self._stage)
-        first = assembler.first_readout(key)
+        first, numbers = assembler.first_readout(key), assembler.order(key)
         assembler.discard(key)
         volumes = self._volumes
         volumes.put(key, Made(classical.image, None, "", first))
@@ -270,13 +276,17 @@ class Chain:
 
         reason = self._refusal(classical)
         send(classical.image, CLASSICAL, reason)
+        learned = None
         if not reason:
-            network, reason = self._run_network(classical, encoding)
-            if network is not None:
-                send(network, NETWORK, "")
-            volumes.put(key, Made(classical.image, network, reason, first))
+            learned, reason = self._run_network(classical, encoding)
+            if learned is not None:
+                send(learned.image, NETWORK, "")
+            volumes.put(key, Made(classical.image, None if learned is None else learned.image, reason, first))
         elif self._method in ("auto", "network"):
             volumes.put(key, Made(classical.image, None, reason, first))
+        if classical.start is not None and not encoding.is_3d:
+            with self._stage("judge"):
+                self._measure(key, classical.start, learned, numbers[0], n_slices)
         if volumes.is_whole(key):
             with self.clock.stage("write"):
                 volumes.close(volume_key(key), lambda: self._watch.verdict(self.set_aside, "complete"))
@@ -298,7 +308,21 @@ class Chain:
             raise AcquisitionError(f"the network cannot serve this scan: {reason}")
         return reason
 
-    def _run_network(self, classical: Classical, encoding: Encoding) -> tuple[Image | None, str]:
+    def _measure(self, key: ImageKey, start: Start, learned: Learned | None, numbers: Array, n_slices: int) -> None:
+        """Take the measures of one slice that the verdict rests on; those that cost most of every second slice."""
+        if self._network is None or self._network.card.limits is None:
+            return
+        ranks, in_order = ranked(numbers)
+        measures = measure_slice(
+            start,
+            ranks,
+            None if learned is None else self._network,
+            None if learned is None else learned.solution,
+            thorough=n_slices < _FEW_SLICES or key.slice % 2 == 0,
+        )
+        self._watch.judge(key, measures, in_order)
+
+    def _run_network(self, classical: Classical, encoding: Encoding) -> tuple[Learned | None, str]:
         """Return the network's image, or why its run failed: the classical one then leads, and says so."""
         assert self._network is not None
         assert classical.start is not None
@@ -315,12 +339,12 @@ class Chain:
         if not volumes:
             return
         again = Assembler(self._scan, self._max_bytes, early=False)
-        for readout in replay():
+        for number, readout in enumerate(replay()):
             if readout.samples is None:
                 continue
             with suppress(AcquisitionError, ShapeError):  # counted when it came first
                 acquisition = to_acquisition(readout.header, readout.samples)
                 if acquisition.role in (Role.NOISE, Role.CALIBRATION) or volume_key(acquisition.key) in volumes:
-                    again.add(acquisition)
+                    again.add(acquisition, number)
         for key in again.open_keys():
             self._make(again, key, 0)

@@ -21,15 +21,26 @@ _START_S = 60.0
 class DaemonProcess:
     """`scanside serve` on free ports of the loopback, its log in a file; a context manager that ends it."""
 
-    def __init__(self, state: Path, log: Path, arguments: Sequence[str] = ()) -> None:
-        """Start it and wait until it serves; raises DeliveryError with its last words where it does not."""
+    def __init__(
+        self,
+        state: Path,
+        log: Path,
+        arguments: Sequence[str] = (),
+        module: str = "edge.command",
+        before: Sequence[str] = (),
+    ) -> None:
+        """Start it and wait until it serves; raises DeliveryError with its last words where it does not.
+
+        module: what stands for the `scanside` command. before: a program that starts it, such as faketime.
+        """
+        self.state = state
         self._log_path = log
-        command = [sys.executable, "-m", "edge.command", "serve", "--state", str(state)]
-        ports = ["--port", "0", "--events", "tcp://127.0.0.1:0"]
+        command = [*before, sys.executable, "-m", module, "serve", "--state", str(state)]
+        ports = ["--port", "0", "--events", "tcp://127.0.0.1:0", "--alerts", "tcp://127.0.0.1:0"]
         with log.open("ab") as out:
             begin = out.tell()
             self._process = subprocess.Popen([*command, *ports, *arguments], stdout=out, stderr=out)
-        self.port, self.events = self._wait_for_ports(begin)
+        self.port, self.events, self.alerts = self._wait_for_ports(begin)
 
     def __enter__(self) -> DaemonProcess:
         return self
@@ -43,6 +54,11 @@ class DaemonProcess:
     def pid(self) -> int:
         """The daemon's process."""
         return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
 
     def worker_pid(self) -> int | None:
         """The process that reconstructs, or None between two of them."""
@@ -66,15 +82,15 @@ class DaemonProcess:
                 self.kill()
         return int(self._process.wait())
 
-    def _wait_for_ports(self, begin: int) -> tuple[int, str]:
+    def _wait_for_ports(self, begin: int) -> tuple[int, str, str]:
         until = time.monotonic() + _START_S
         said = ""
         while time.monotonic() < until:
             is_alive = self._process.poll() is None
             said = self._log_path.read_bytes()[begin:].decode("utf-8", "replace")
-            found = re.search(r"serving mrd=\S+:(\d+) events=(\S+)\n", said)
+            found = re.search(r"serving mrd=\S+:(\d+) events=(\S+) alerts=(\S+)\n", said)
             if found:
-                return int(found[1]), found[2]
+                return int(found[1]), found[2], found[3]
             if not is_alive:
                 break
             time.sleep(0.05)

@@ -26,7 +26,12 @@ COMMANDS = {
     "recon": ("edge.recon_file", "reconstruct a raw data file without a daemon"),
     "triage": ("edge.triage_file", "findings for DICOM series or NIfTI volumes, in three states"),
     "simulate": ("edge.simulate", "make a simulated brain scan as an ISMRMRD file, with its truth beside it"),
+    "watch": ("edge.watch", "show alerts as they come, until somebody takes them"),
+    "ack": ("edge.ack", "take an alert, so that nobody else is called"),
+    "keys": ("edge.keys_command", "who may connect to events and alerts, and what for"),
     "engines": ("edge.engine_command", "build TensorRT engines on this device, or list those that are there"),
+    "audit": ("edge.audit_command", "verify that nobody changed the audit trail"),
+    "ledger": ("edge.ledger_command", "copy the ledger while the daemon runs, and put a copy back"),
     "doctor": ("edge.doctor", "check what is installed, what would be used and what is missing"),
 }
 

@@ -17,6 +17,7 @@ Report = dict[str, Any]
 _LINE_LIMIT = 16 << 20
 _RESTART_PAUSE_S = 0.2
 _END_S = 3.0
+_START_S = 120.0  # a worker that is still starting, on a busy machine, does not hang
 
 
 class Crew:
@@ -44,6 +45,16 @@ class Crew:
         self._heard_at = time.monotonic()
         self._is_stopping = False
         self._is_ready = False
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds nothing was heard of a worker."""
+        return time.monotonic() - self._heard_at
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a worker was heard as lately as it must be, one that is starting included."""
+        return self.silent_s <= max(self._timeout_s, _START_S if not self._is_ready else 0.0) + _RESTART_PAUSE_S + 5.0
 
     def order(self, do: str, scan_id: str, **fields: Any) -> None:
         """Give an order; without a ready worker it is dropped, as the next one is told of everything at its start."""
@@ -106,8 +117,9 @@ class Crew:
         """Kill a worker that has been silent for too long."""
         while True:
             await asyncio.sleep(min(1.0, self._timeout_s / 4))
-            if time.monotonic() - self._heard_at > self._timeout_s:
-                log.warning("worker silent for %.0f s; it is killed", self._timeout_s)
+            limit_s = self._timeout_s if self._is_ready else max(self._timeout_s, _START_S)
+            if time.monotonic() - self._heard_at > limit_s:
+                log.warning("worker silent for %.0f s; it is killed", limit_s)
                 with suppress(ProcessLookupError):
                     process.kill()
                 return

@@ -19,18 +19,25 @@ from typing import Any
 
 import numpy as np
 
+from edge.alert import Times, alerts_of
+from edge.audit import TRAIL, AuditTrail
 from edge.crew import Crew, Report
+from edge.front import Front, rules_of
 from edge.ledger import Ledger
-from edge.live import LiveScan, image_info
+from edge.live import LiveScan, image_info, plane_fields
 from edge.mrd import Limits
 from edge.mrd_write import encode_image
+from edge.notify import Notifier
+from edge.pulse import Pulse
+from edge.reload import take_over
+from edge.secret import random_secret
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
 from edge.triage_json import findings_json
 from edge.window import display_window
-from edge.wire import Publisher, encode_event, utc_now
+from edge.wire import utc_now
 from recon.arrays import Array
 from recon.errors import DeliveryError, ScanError
 from triage.findings import not_assessed
@@ -38,6 +45,7 @@ from triage.findings import not_assessed
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.5  # between two progress events of one scan
+_MAX_RETRIES, _LONGEST_RETRY_S = 60, 60.0  # of a scan whose results find no room: about an hour
 _MAX_DEATHS = 10  # of workers that were reading a scan and making no image
 
 
@@ -62,6 +70,11 @@ class Daemon:
             self._ledger = Ledger(state / "ledger.sqlite")
         except sqlite3.Error as error:
             raise DeliveryError(f"{state / 'ledger.sqlite'} is not a ledger that can be opened") from error
+        try:
+            self._audit = AuditTrail(state / TRAIL)
+        except OSError as error:
+            raise DeliveryError(f"the audit trail in {state} cannot be written: {error.strerror}") from error
+        random_secret(state / "keys" / "pseudonym.key")
         self._spool = Spool(state / "spool")
         self._scans: dict[str, LiveScan] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,7 +85,8 @@ class Daemon:
             first_s=settings.mrd.first_data_timeout_s,
             idle_s=settings.mrd.idle_timeout_s,
         )
-        self._server = MrdServer(settings.mrd.host, settings.mrd.port, self._spool, self, limits)
+        mrd = settings.mrd
+        self._server = MrdServer(mrd.host, mrd.port, self._spool, self, limits, mrd.allow, self._on_stranger)
         self._crew = Crew(
             {
                 "method": settings.worker.method,
@@ -83,20 +97,23 @@ class Daemon:
                 "triage": asdict(settings.triage),
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
+                "pseudonym_key": str(state / "keys" / "pseudonym.key"),
+                "identifiers": settings.alerts.identifiers,
             },
             settings.worker.timeout_s,
             self._on_report,
             self._on_worker_start,
             self._on_worker_death,
         )
-        self._publisher = Publisher(settings.events.address)
+        self._front = Front(settings, self._ledger, self._audit)
+        self._events, self._desk = self._front.events, self._front.desk
+        self._notifier = Notifier()
+        self._pulse = Pulse(
+            lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
+            self._front, self._crew, self._notifier,
+        )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
-
-    @property
-    def events_address(self) -> str:
-        """Where events are published."""
-        return self._publisher.address
 
     @property
     def port(self) -> int:
@@ -107,17 +124,27 @@ class Daemon:
         """Recover what a crash left, then serve until `stop`; raises what made a task fail."""
         self._recover()
         await self._server.start()
-        log.info("serving mrd=%s:%d events=%s", self._settings.mrd.host, self.port, self.events_address)
+        log.info(
+            "serving mrd=%s:%d events=%s alerts=%s",
+            self._settings.mrd.host, self.port, self._front.events_address, self._front.alerts_address,
+        )  # fmt: skip
+        self._audit.record("start")
         self._start(self._watch_server())
         self._start(self._crew.run())
-        self._start(self._beat())
+        for work in self._front.tasks():
+            self._start(work)
+        self._start(self._pulse.run())
+        self._notifier.ready()
         await self._stopping.wait()
+        self._notifier.stopping()
         await self._server.stop()
         await self._crew.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._publisher.close()
+        self._audit.record("stop")
+        self._front.close()
+        self._audit.close()
         self._ledger.close()
         os.close(self._lock)
         if self._failure is not None:
@@ -126,6 +153,14 @@ class Daemon:
     def stop(self) -> None:
         """End `run`. Scans in flight stay in the spool and are taken up at the next start."""
         self._stopping.set()
+
+    def reload(self, read: Settings) -> None:
+        """Take over what can change while scans are served; say what waits for a restart."""
+        self._settings, taken, waiting = take_over(self._settings, read)
+        self._server.allow(self._settings.mrd.allow)
+        self._desk.rules = rules_of(self._settings.alerts)
+        log.info("settings read again taken=%s waiting=%s", ",".join(taken) or "-", ",".join(waiting) or "-")
+        self._audit.record("settings", reason=f"taken over: {', '.join(taken) or 'nothing'}")
 
     # What the MRD server tells
 
@@ -164,6 +199,7 @@ class Daemon:
         """Its stream has ended."""
         scan = self._scans[scan_id]
         scan.ending, scan.reason = ending, reason
+        scan.ended_at = utc_now()
         self._ledger.end_scan(scan_id, ending, reason, scan.n_bytes, scan.n_readouts)
         if scan.outcome is not None:
             self._conclude(scan)
@@ -217,8 +253,19 @@ class Daemon:
             self._on_fault(scan, report["fields"])
         elif kind == "done":
             self._on_done(scan, report)
+        elif kind == "failed" and report["code"] == DeliveryError.code and scan.n_retries < _MAX_RETRIES:
+            self._start(self._try_again(scan))
         elif kind == "failed":
             self._fail(scan, report["code"], report["reason"])
+
+    async def _try_again(self, scan: LiveScan) -> None:
+        """Have a scan reconstructed from its spool again, in a while: its results found no room on the disk."""
+        scan.n_retries += 1
+        scan.making = ""
+        log.warning("results not written id=%s times=%d; tried again", scan.scan_id, scan.n_retries)
+        await asyncio.sleep(min(2.0**scan.n_retries, _LONGEST_RETRY_S))
+        if scan.scan_id in self._scans and scan.outcome is None:
+            self._open_at_worker(scan)
 
     def _on_image(self, scan: LiveScan, report: Report, image: Array) -> None:
         """Send one image to the scanner and to every subscriber, unless this very image went out before."""
@@ -230,6 +277,7 @@ class Daemon:
             scan.outbox.put_nowait(("WARNING", "the readouts carry no usable directions: an axial plane is assumed"))
         scan.outbox.put_nowait(encode_image(image if len(image) > 1 else image[0], image_info(report, scan.n_sent + 1)))
         scan.n_sent += 1
+        scan.made_at = utc_now()
         last_line_at, now = scan.arrived_at(report["message_end"]), time.monotonic()
         if last_line_at is not None:
             scan.latencies_ms.append((now - last_line_at) * 1e3)
@@ -237,21 +285,8 @@ class Daemon:
         low, high = display_window(image)
         scan.window_high = max(scan.window_high, high)
         for number, plane in enumerate(image):
-            fields = {
-                "series": report["series"],
-                "method": report["method"],
-                **({"no_network": report["reason"]} if report["reason"] else {}),
-                "slice": number if len(image) > 1 else report["key"]["slice"],
-                "slices": report["n_slices"],
-                "volume": report["volume_index"],
-                "dtype": "<f4",
-                "shape": list(plane.shape),
-                "spacing_mm": report["spacing_mm"],
-                "window": [low, scan.window_high],
-                "sha256": digest,
-                "stage_ms": report["stage_ms"],
-                "moments_s": moments,
-            }
+            fields = plane_fields(report, number, list(plane.shape))
+            fields |= {"window": [low, scan.window_high], "sha256": digest, "moments_s": moments}
             self._publish("image", scan.scan_id, fields, plane.tobytes())
 
     def _on_fault(self, scan: LiveScan, fault: dict[str, Any]) -> None:
@@ -261,34 +296,36 @@ class Daemon:
             self._publish("quality", scan.scan_id, fault)
 
     def _on_done(self, scan: LiveScan, report: Report) -> None:
-        self._publish("quality", scan.scan_id, report["quality"])
-        found = {"findings": report["findings"], "measurements": report["measurements"]}
-        self._publish("findings", scan.scan_id, found)
+        """Enter result, findings and alerts at once, then show them: a crash leaves all of them or none."""
+        now = utc_now()
+        try:
+            alerts = alerts_of(scan.scan_id, report, report["exam"], Times(scan.ended_at, scan.made_at, now, now))
+        except DeliveryError as error:  # findings that no alert can be made of are findings that nobody made
+            self._fail(scan, error.code, str(error))
+            return
+        with self._events.together():
+            self._publish("quality", scan.scan_id, report["quality"])
+            found = {"findings": report["findings"], "measurements": report["measurements"]}
+            self._publish("findings", scan.scan_id, found)
+            entered = self._desk.enter(alerts)
+            self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, scan.end(report))
+            self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
+        self._front.announce(entered)
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
         faults = [reason["words"] for reason in report["quality"]["reasons"]]
         scan.outcome = ("WARNING" if faults else "INFO", "; ".join([words, *faults]))
-        latency = np.percentile(scan.latencies_ms, [50, 95]).round(1).tolist() if scan.latencies_ms else None
-        fields = {
-            "ending": scan.ending,
-            "reason": scan.reason,
-            "method": report["method"],
-            "images": report["n_images"],
-            "readouts": report["n_readouts"],
-            "results": f"results/{scan.scan_id}",
-            "latency_ms_p50_p95": latency,
-            "stage_ms": report["stage_ms"],
-        }
-        kind = "scan.failed" if scan.ending == "failed" else "scan.done"
-        self._publish(kind, scan.scan_id, fields)  # before the ledger calls it finished: rather twice than never
-        self._ledger.finish_scan(scan.scan_id, "done", scan.reason, utc_now())
-        log.info("scan done id=%s ending=%s images=%d", scan.scan_id, scan.ending, report["n_images"])
+        log.info(
+            "scan done id=%s ending=%s images=%d alerts=%d", scan.scan_id, scan.ending, report["n_images"], len(entered)
+        )
         self._conclude(scan)
 
     def _fail(self, scan: LiveScan, code: str, reason: str) -> None:
         """Say everywhere that a scan cannot be served; its raw data stay in the spool."""
-        self._publish("findings", scan.scan_id, {"findings": findings_json(not_assessed(reason)), "measurements": {}})
-        self._publish("scan.failed", scan.scan_id, {"code": code, "reason": reason})
-        self._ledger.finish_scan(scan.scan_id, "failed", reason, utc_now())
+        with self._events.together():
+            found = {"findings": findings_json(not_assessed(reason)), "measurements": {}}
+            self._publish("findings", scan.scan_id, found)
+            self._publish("scan.failed", scan.scan_id, {"code": code, "reason": reason})
+            self._ledger.finish_scan(scan.scan_id, "failed", reason, utc_now())
         log.warning("scan failed id=%s code=%s", scan.scan_id, code)
         scan.outcome = ("ERROR", reason)
         self._conclude(scan)
@@ -320,22 +357,16 @@ class Daemon:
 
     def _publish(self, kind: str, scan_id: str, fields: dict[str, Any], payload: bytes | None = None) -> None:
         """Enter an event in the ledger, then send it."""
-        at = utc_now()
-        fields = {"scan_id": scan_id, **fields} if scan_id else fields
-        seq = self._ledger.add_event(kind, scan_id, at, fields)
-        self._publisher.send(encode_event(kind, seq, at, fields, payload))
+        self._events.publish(kind, scan_id, fields, payload)
+
+    def _on_stranger(self, address: str) -> None:
+        log.warning("a connection was refused code=address")
+        self._audit.record("refused", "serious", source=address, reason="not one of the scanners in mrd.allow")
 
     async def _watch_server(self) -> None:
         """Fail when a session hits a bug."""
         assert self._server.broken is not None
         await self._server.broken
-
-    async def _beat(self) -> None:
-        """Publish that the daemon lives, and keep the ledger of events short."""
-        while True:
-            self._publish("heartbeat", "", {"scans": len(self._scans), "worker": self._crew.pid is not None})
-            self._ledger.prune_events(self._settings.events.keep)
-            await asyncio.sleep(self._settings.events.heartbeat_s)
 
     def _recover(self) -> None:
         """Take up every scan that the ledger does not call finished."""

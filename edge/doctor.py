@@ -17,14 +17,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge.clock_sync import clock_state
+from edge.keyring import Keyring
 from edge.model import RECONSTRUCTION
 from edge.power import look_for_meters
-from edge.settings import Settings, SettingsError, check, read_settings
+from edge.secret import SecretError, read_secret
+from edge.settings import Settings, SettingsError, check, needs_keys, read_settings
 from edge.supply import Supply
 from recon.errors import BackendError, ModelError
 
-_PACKAGES = ("numpy", "scipy", "h5py", "ismrmrd", "pydicom", "pyzmq", "rich", "pillow", "defusedxml", "onnxruntime")
-_OPTIONAL = {"cupy-cuda12x": "GPU arrays", "tensorrt": "engines on the GPU"}
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "h5py",
+    "ismrmrd",
+    "pydicom",
+    "pyzmq",
+    "rich",
+    "pillow",
+    "defusedxml",
+    "onnxruntime",
+    "prometheus_client",
+)
+_OPTIONAL = {
+    "hl7": "alerts as HL7 v2",
+    "fhir.resources": "alerts as FHIR",
+    "cupy-cuda12x": "GPU arrays",
+    "tensorrt": "engines on the GPU",
+}
 _TOOLS = {
     "dciodvfy": "checks DICOM files (Debian: dicom3tools)",
     "dcm2niix": "reads DICOM geometry (Debian: dcm2niix)",
@@ -79,10 +99,12 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         _disk(state, settings.disk.min_free_mib),
         _port("MRD port", settings.mrd.host, settings.mrd.port),
     ]
-    scheme, _, place = settings.events.address.partition("://")
-    host, _, port = place.rpartition(":")
-    if scheme == "tcp" and port.isdigit():
-        found.append(_port("event port", host.strip("[]"), int(port)))
+    for what, address in (("event port", settings.events.address), ("alert port", settings.alerts.address)):
+        scheme, _, place = address.partition("://")
+        host, _, port = place.rpartition(":")
+        if scheme == "tcp" and port.isdigit():
+            found.append(_port(what, host.strip("[]").replace("*", "0.0.0.0"), int(port)))
+    found += [clock_finding(), *secret_findings(settings, state)]
     return found + [_tool(name, use) for name, use in _TOOLS.items()]
 
 
@@ -97,7 +119,7 @@ def _optional(name: str, use: str) -> Finding:
     try:
         return Finding("ok", name, version(name))
     except PackageNotFoundError:
-        return Finding("note", name, f"not installed ({use}); the CPU serves")
+        return Finding("note", name, f"not installed: {use}")
 
 
 def _network(settings: Settings, state: Path) -> list[Finding]:
@@ -147,6 +169,41 @@ def _disk(state: Path, least_mib: int) -> Finding:
     free = shutil.disk_usage(folder).free >> 20
     words = f"{free} MiB free, new scans are refused below {least_mib} MiB"
     return Finding("ok" if free >= least_mib else "fault", "disk", words)
+
+
+def clock_finding() -> Finding:
+    """Say whether somebody keeps this machine's clock right: times of alerts are worth no more than it is."""
+    state = clock_state()
+    if state is None:
+        return Finding("note", "clock", "the kernel does not say whether it is synchronised")
+    if not state.is_synchronised:
+        return Finding("note", "clock", "not synchronised: times in alerts and DICOM may be wrong; apt install chrony")
+    level = "ok" if state.error_s <= 1.0 else "note"
+    return Finding(level, "clock", f"synchronised, at most {state.error_s:.3f} s off")
+
+
+def secret_findings(settings: Settings, state: Path) -> list[Finding]:
+    """Check that keys are there where they are needed, and that nobody else can read them."""
+    keys = state / "keys"
+    found = []
+    if any(needs_keys(each.address, settings.security) for each in (settings.events, settings.alerts)):
+        try:
+            keyring = Keyring(keys)
+            keyring.server()
+            words = ", ".join(f"{client.name} ({client.role})" for client in keyring.clients())
+            found.append(Finding("ok" if words else "note", "keys", words or "no client has one yet"))
+        except SecretError as error:
+            found.append(Finding("fault", "keys", str(error)))
+    else:
+        found.append(Finding("ok", "keys", "not needed: events and alerts stay on this machine"))
+    secrets = [keys / "pseudonym.key", *([Path(settings.sinks.fhir_token)] if settings.sinks.fhir_token else [])]
+    for path in secrets:
+        if path.exists():
+            try:
+                read_secret(path)
+            except SecretError as error:
+                found.append(Finding("fault", "secret", str(error)))
+    return found
 
 
 def _port(what: str, host: str, port: int) -> Finding:

@@ -7,8 +7,10 @@ done with it, and an entry is committed before anything that depends on it is sh
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,10 @@ CREATE TABLE IF NOT EXISTS deaths (
     n INTEGER NOT NULL,
     PRIMARY KEY (scan_id, image_key)
 );
+CREATE TABLE IF NOT EXISTS notes (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -62,7 +68,7 @@ class ScanRow:
 
 
 class Ledger:
-    """The state folder's `ledger.sqlite`. Every method commits before it returns."""
+    """The state folder's `ledger.sqlite`. Every method commits before it returns, unless a `transaction` is open."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the ledger at `path`; raise sqlite3.Error when the file is not one."""
@@ -80,6 +86,30 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for tables that are kept in the same file and change in the same transactions."""
+        return self._db
+
+    @property
+    def last_seq(self) -> int:
+        """The number of the last event."""
+        return self._seq
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit all that is entered inside at its end, or nothing of it where it raises. Not nested."""
+        seq = self._seq
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._seq = seq
+            with suppress(sqlite3.Error):  # a full disk has ended the transaction already
+                self._db.execute("ROLLBACK")
+            raise
 
     def open_scan(self, scan_id: str, at: str) -> None:
         """Enter a scan that begins to arrive."""
@@ -138,20 +168,91 @@ class Ledger:
 
     def add_event(self, kind: str, scan_id: str, at: str, fields: Mapping[str, Any]) -> int:
         """Enter an event and return its number: one more than the last, across restarts too."""
-        self._seq += 1
         self._db.execute(
             "INSERT INTO events (seq, kind, scan_id, at, fields) VALUES (?, ?, ?, ?, ?)",
-            (self._seq, kind, scan_id, at, json.dumps(fields, allow_nan=False)),
+            (self._seq + 1, kind, scan_id, at, json.dumps(fields, allow_nan=False)),
         )
+        self._seq += 1
         return self._seq
 
-    def events(self, after: int = 0) -> list[tuple[int, str, str, str, dict[str, Any]]]:
-        """Return (seq, kind, scan_id, at, fields) of the events after number `after`."""
+    def events(self, after: int = 0, most: int = -1) -> list[tuple[int, str, str, str, dict[str, Any]]]:
+        """Return (seq, kind, scan_id, at, fields) of the events after number `after`, the first `most` of them."""
         rows = self._db.execute(
-            "SELECT seq, kind, scan_id, at, fields FROM events WHERE seq > ? ORDER BY seq", (after,)
+            "SELECT seq, kind, scan_id, at, fields FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, most)
         )
         return [(seq, kind, scan_id, at, json.loads(fields)) for seq, kind, scan_id, at, fields in rows]
+
+    def write_note(self, name: str, value: str) -> None:
+        """Keep a text under a name, instead of the one that was there."""
+        self._db.execute("INSERT OR REPLACE INTO notes (name, value) VALUES (?, ?)", (name, value))
 
     def prune_events(self, keep: int) -> None:
         """Forget all but the last `keep` events."""
         self._db.execute("DELETE FROM events WHERE seq <= ?", (self._seq - keep,))
+
+
+def read_note(path: Path, name: str) -> str | None:
+    """Return a note of the ledger at `path`, which a daemon may have open; None where there is none or no ledger."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+    except sqlite3.Error:
+        return None
+    return str(row[0]) if row else None
+
+
+class LedgerError(Exception):
+    """A ledger cannot be copied or put back; the message says why."""
+
+
+def back_up(ledger: Path, copy: Path) -> int:
+    """Copy a ledger that a daemon may be writing to as it is at one moment; return how many scans the copy has.
+
+    The copy has mode 0600 and is complete when it has its name. Raises LedgerError or OSError.
+    """
+    if not ledger.exists():
+        raise LedgerError(f"there is no ledger {ledger}")
+    part = copy.with_name(f".{copy.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(part)) as to,
+        ):
+            source.backup(to)
+            n = _n_scans(to)
+    except sqlite3.Error as error:
+        part.unlink(missing_ok=True)
+        raise LedgerError(f"{ledger} cannot be copied: {type(error).__name__}") from error
+    part.replace(copy)
+    return n
+
+
+def restore(copy: Path, ledger: Path) -> int:
+    """Put a copy in the place of a ledger that nobody has open; return how many scans it has.
+
+    The former ledger is kept beside it as `.before`. Scans of the spool that the copy does not know are taken up as the
+    daemon starts. Raises LedgerError or OSError.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as db:
+            n = _n_scans(db)
+            if db.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+                raise LedgerError(f"{copy} is damaged")
+    except sqlite3.Error as error:
+        raise LedgerError(f"{copy} is no ledger that can be read") from error
+    part = ledger.with_name(".ledger.part")
+    back_up(copy, part)
+    for ending in ("-wal", "-shm"):
+        found = ledger.with_name(ledger.name + ending)
+        if found.exists():
+            found.replace(ledger.with_name(f"{ledger.name}.before{ending}"))
+    if ledger.exists():
+        ledger.replace(ledger.with_name(f"{ledger.name}.before"))
+    part.replace(ledger)
+    return n
+
+
+def _n_scans(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM scans").fetchone()[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import time
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class LiveScan:
         self.n_bytes = 0
         self.n_readouts = 0
         self.n_sent = 0
+        self.n_retries = 0
         self.making = ""
         self.warned = False
         self.is_announced = False
@@ -38,6 +40,7 @@ class LiveScan:
         self.faulty_to: dict[str, int] = {}  # by fault, the last readout that an early event named
         self.outcome: tuple[str, str] | None = None  # level and words for the client, once it is served
         self.latencies_ms: list[float] = []
+        self.ended_at = self.made_at = ""  # when its stream ended and its last image was made, RFC 3339
         self._arrivals: list[tuple[int, float]] = []  # bytes in the spool, and when (monotonic)
         self.outbox: asyncio.Queue[bytes | tuple[str, str] | None] = asyncio.Queue()
 
@@ -45,6 +48,20 @@ class LiveScan:
         """Note how far the stream has come."""
         self.n_bytes, self.n_readouts = n_bytes, n_readouts
         self._arrivals.append((n_bytes, time.monotonic()))
+
+    def end(self, report: Report) -> dict[str, Any]:
+        """What `scan.done` says."""
+        latency = np.percentile(self.latencies_ms, [50, 95]).round(1).tolist() if self.latencies_ms else None
+        return {
+            "ending": self.ending,
+            "reason": self.reason,
+            "method": report["method"],
+            "images": report["n_images"],
+            "readouts": report["n_readouts"],
+            "results": f"results/{self.scan_id}",
+            "latency_ms_p50_p95": latency,
+            "stage_ms": report["stage_ms"],
+        }
 
     def arrived_at(self, message_end: int) -> float | None:
         """When (monotonic) the byte before `message_end` had come; forgets what came before."""
@@ -79,6 +96,22 @@ def image_info(report: Report, index: int) -> ImageInfo:
         set=key["set"],
         comment="Not for diagnostic use",
     )
+
+
+def plane_fields(report: Report, number: int, shape: list[int]) -> dict[str, Any]:
+    """What an `image` event says of plane `number` of an image."""
+    return {
+        "series": report["series"],
+        "method": report["method"],
+        **({"no_network": report["reason"]} if report["reason"] else {}),
+        "slice": number if report["shape"][0] > 1 else report["key"]["slice"],
+        "slices": report["n_slices"],
+        "volume": report["volume_index"],
+        "dtype": "<f4",
+        "shape": shape,
+        "spacing_mm": report["spacing_mm"],
+        "stage_ms": report["stage_ms"],
+    }
 
 
 def _three(vector: Array) -> tuple[float, float, float]:

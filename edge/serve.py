@@ -12,8 +12,11 @@ from pathlib import Path
 
 from edge.crash import log_crashes
 from edge.daemon import Daemon
+from edge.notify import Notifier
 from edge.settings import Settings, SettingsError, check, read_settings
 from recon.errors import ScanError
+
+log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--events", metavar="ADDRESS", help="event socket, instead of the settings'; port 0: a free one"
     )
+    parser.add_argument("--alerts", metavar="ADDRESS", help="alert socket, likewise")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"scanside serve: {error}", file=sys.stderr)
         return 2
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, args))
     except ScanError as error:
         print(f"scanside serve: {error}", file=sys.stderr)
         return 1
@@ -51,12 +55,28 @@ def _with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
         settings = dataclasses.replace(settings, mrd=dataclasses.replace(settings.mrd, port=args.port))
     if args.events is not None:
         settings = dataclasses.replace(settings, events=dataclasses.replace(settings.events, address=args.events))
+    if args.alerts is not None:
+        settings = dataclasses.replace(settings, alerts=dataclasses.replace(settings.alerts, address=args.alerts))
     return settings
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, args: argparse.Namespace) -> None:
     daemon = Daemon(settings)
     loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, _reload, daemon, args)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
     await daemon.run()
+
+
+def _reload(daemon: Daemon, args: argparse.Namespace) -> None:
+    """Read the settings again; those that cannot be used change nothing."""
+    notifier = Notifier()
+    notifier.reloading()
+    try:
+        settings = _with_arguments(read_settings(args.config), args)
+        check(settings)
+        daemon.reload(settings)
+    except SettingsError as error:
+        log.error("settings not taken over: %s", error)
+    notifier.ready()

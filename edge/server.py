@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from edge.session import Listener, ServerLimits, Service, Session, refuse
@@ -24,19 +25,36 @@ class MrdServer:
     """
 
     def __init__(
-        self, host: str, port: int, spool: Spool, listener: Listener, limits: ServerLimits | None = None
+        self,
+        host: str,
+        port: int,
+        spool: Spool,
+        listener: Listener,
+        limits: ServerLimits | None = None,
+        allow: Sequence[str] = (),
+        on_stranger: Callable[[str], None] = lambda address: None,
     ) -> None:
-        """Prepare to listen on `host`; port 0 takes a free one, which `port` tells after `start`."""
+        """Prepare to listen on `host`; port 0 takes a free one, which `port` tells after `start`.
+
+        allow: addresses and networks whose clients are served, everybody's where empty. on_stranger: called with the
+        address of one who is not.
+        """
         self.host = host
         self.port = port
         self.limits = limits or ServerLimits()
         self.broken: asyncio.Future[None] | None = None
         self._disk = ThreadPoolExecutor(self.limits.sessions, thread_name_prefix="spool")
         self._service = Service(spool, listener, self.limits, self._disk)
+        self._allow = [ipaddress.ip_network(each) for each in allow]
+        self._on_stranger = on_stranger
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._refusals: set[asyncio.Task[None]] = set()
+
+    def allow(self, addresses: Sequence[str]) -> None:
+        """Serve clients at these addresses and networks from now on, everybody where empty."""
+        self._allow = [ipaddress.ip_network(each) for each in addresses]
 
     @property
     def n_sessions(self) -> int:
@@ -76,10 +94,14 @@ class MrdServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listening)
+                connection, peer = await loop.sock_accept(listening)
             except OSError as error:  # out of file descriptors, or a client that left already
                 log.warning("a connection was not accepted errno=%s", error.errno)
                 await asyncio.sleep(0.1)
+                continue
+            if not self._is_allowed(peer[0]):
+                connection.close()
+                self._on_stranger(peer[0])
                 continue
             connection.setblocking(False)
             _tune(connection)
@@ -91,6 +113,13 @@ class MrdServer:
                 self._refusals.add(self._start(refuse(connection, reason, self.limits)))
             else:
                 connection.close()
+
+    def _is_allowed(self, address: str) -> bool:
+        if not self._allow:
+            return True
+        found = ipaddress.ip_address(address.partition("%")[0])
+        found = getattr(found, "ipv4_mapped", None) or found
+        return any(found in network for network in self._allow)
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.ensure_future(work)

@@ -10,8 +10,10 @@ import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 from edge.model import PRECISIONS
+from edge.pseudonym import IDENTIFIERS
 from edge.supply import BACKENDS
 from recon.reconstruct import METHODS
 
@@ -27,7 +29,10 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class MrdSettings:
-    """The scanner's side: where to listen, and what one session may cost."""
+    """The scanner's side: where to listen, to whom, and what one session may cost.
+
+    `allow`: addresses and networks (10.1.2.0/24) that may connect, needed where `host` is not loopback.
+    """
 
     host: str = "127.0.0.1"
     port: int = 9002
@@ -35,6 +40,7 @@ class MrdSettings:
     first_data_timeout_s: float = 120.0
     idle_timeout_s: float = 600.0
     max_message_mib: int = 64
+    allow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,51 @@ class EventSettings:
 
 
 @dataclass(frozen=True)
+class AlertSettings:
+    """The alert socket; who is told, in which order, and for how long each of these groups is waited for.
+
+    `identifiers` "study" adds Study Instance UID and accession number to alerts, which are pseudonymous otherwise.
+    """
+
+    address: str = "tcp://127.0.0.1:5571"
+    groups: tuple[str, ...] = ("reading-room",)
+    deadline_s: float = 300.0
+    resend_s: float = 5.0
+    identifiers: str = "pseudonymous"
+
+
+@dataclass(frozen=True)
+class SecuritySettings:
+    """`curve` "elsewhere" asks for keys on every socket that is not loopback or ipc://, "always" on those too."""
+
+    curve: str = "elsewhere"
+
+
+@dataclass(frozen=True)
+class SinkSettings:
+    """Where alerts go beside the alert socket; "" is nowhere.
+
+    `hl7` is HOST:PORT of an MLLP listener, `fhir` a server's base address. Elsewhere than on loopback both need TLS:
+    `hl7_ca` checks the listener's certificate, `fhir` begins with https://. `fhir_token` is a file of mode 0600.
+    """
+
+    hl7: str = ""
+    hl7_ca: str = ""
+    fhir: str = ""
+    fhir_ca: str = ""
+    fhir_token: str = ""
+    attempts: int = 20
+    timeout_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """`address` is HOST:PORT on loopback where Prometheus may ask; "" is nowhere."""
+
+    address: str = ""
+
+
+@dataclass(frozen=True)
 class DiskSettings:
     """New scans are refused while the state folder's disk has less than `min_free_mib` left."""
 
@@ -101,6 +152,10 @@ class Settings:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     triage: TriageSettings = field(default_factory=TriageSettings)
     events: EventSettings = field(default_factory=EventSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    sinks: SinkSettings = field(default_factory=SinkSettings)
+    security: SecuritySettings = field(default_factory=SecuritySettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
 
 
@@ -116,9 +171,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "triage.min_coverage_mm": (0, 300),
     "events.heartbeat_s": (0.05, 3600),
     "events.keep": (100, 10**9),
+    "alerts.deadline_s": (0.05, 86400),
+    "alerts.resend_s": (0.05, 3600),
+    "sinks.attempts": (1, 1000),
+    "sinks.timeout_s": (0.1, 600),
     "disk.min_free_mib": (0, 1 << 30),
 }
-_CHOICES = {"worker.method": METHODS, "network.backend": BACKENDS, "network.precision": PRECISIONS}
+_CHOICES = {
+    "worker.method": METHODS,
+    "network.backend": BACKENDS,
+    "network.precision": PRECISIONS,
+    "alerts.identifiers": IDENTIFIERS,
+    "security.curve": ("elsewhere", "always"),
+}
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -148,19 +213,55 @@ def check(settings: Settings) -> None:
         value = getattr(getattr(settings, section), name)
         if value not in choices:
             raise SettingsError(f"{key} is {value!r}; it must be one of {', '.join(choices)}")
-    address = settings.events.address
+    for key in ("events.address", "alerts.address"):
+        scheme, _, place = getattr(settings, key.split(".")[0]).address.partition("://")
+        if scheme not in ("tcp", "ipc") or not place:
+            raise SettingsError(f"{key} is {scheme!r}…; it must begin with tcp:// or ipc://")
+    if settings.metrics.address and not is_loopback(host_and_port(settings.metrics.address, 0)[0]):
+        raise SettingsError("metrics.address must be on loopback: it has no password")
+    _check_scanners(settings.mrd)
+    _check_sinks(settings.sinks)
+    groups = settings.alerts.groups
+    if not groups or len(set(groups)) < len(groups) or not all(name and name.isprintable() for name in groups):
+        raise SettingsError(f"alerts.groups is {list(groups)}; it must name at least one group, and each once")
+
+
+def needs_keys(address: str, security: SecuritySettings) -> bool:
+    """Whether clients of a ZeroMQ socket must show a key: wherever another machine could reach it."""
     scheme, _, place = address.partition("://")
-    if scheme == "tcp":
-        host = place.rpartition(":")[0].strip("[]")
-        if not _is_loopback(host):
-            raise SettingsError(
-                f"events.address is {address!r}: an unencrypted socket must stay on loopback (127.0.0.1)"
-            )
-    elif scheme != "ipc":
-        raise SettingsError(f"events.address is {address!r}; it must begin with tcp:// or ipc://")
+    is_local = scheme == "ipc" or is_loopback(place.rpartition(":")[0].strip("[]"))
+    return security.curve == "always" or not is_local
 
 
-def _is_loopback(host: str) -> bool:
+def host_and_port(place: str, least_port: int = 1) -> tuple[str, int]:
+    """Return both of HOST:PORT; raises SettingsError where it is something else."""
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or not least_port <= int(port) < 65536:
+        raise SettingsError(f"{place!r} must be HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _check_scanners(mrd: MrdSettings) -> None:
+    for each in mrd.allow:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError as error:
+            raise SettingsError(f"mrd.allow names {each!r}; an address or network is needed, as 10.1.2.0/24") from error
+    if not mrd.allow and not is_loopback(mrd.host):
+        raise SettingsError(f"mrd.host is {mrd.host!r}: MRD has no password, so mrd.allow must name the scanners")
+
+
+def _check_sinks(sinks: SinkSettings) -> None:
+    if sinks.hl7 and not sinks.hl7_ca and not is_loopback(host_and_port(sinks.hl7)[0]):
+        raise SettingsError("sinks.hl7 is not on this machine: sinks.hl7_ca is needed, for TLS")
+    if sinks.fhir:
+        parts = urlsplit(sinks.fhir)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise SettingsError("sinks.fhir must begin with https://, or be on this machine")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -180,12 +281,15 @@ def _section(kind: Any, table: dict[str, Any], prefix: str) -> Any:
             if not isinstance(value, dict):
                 raise SettingsError(f"{key} must be a section, [{key}]")
             values[name] = _section(wanted, value, f"{key}.")
+        elif wanted == tuple[str, ...] and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            values[name] = tuple(value)
         elif wanted is Path and isinstance(value, str):
             values[name] = Path(value)
         elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             values[name] = float(value)
-        elif isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+        elif isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
             values[name] = value
         else:
-            raise SettingsError(f"{key} is {value!r}; a value of type {wanted.__name__} is needed")
+            needed = "list of texts" if wanted == tuple[str, ...] else wanted.__name__
+            raise SettingsError(f"{key} is {value!r}; a value of type {needed} is needed")
     return kind(**values)

@@ -9,6 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from recon.arrays import Array
+from recon.consistency import SliceMeasures
+from recon.judge import SAYINGS, slice_reasons, worst
+from recon.limits import Limits
 from recon.line_checks import LineChecks
 from recon.line_faults import Kind, LineFault, LineReport
 from recon.network import TrainedRange
@@ -33,18 +37,32 @@ class Handling:
     ending: str = "complete"
 
 
+@dataclass
+class Slices:
+    """What was measured of each image, and the numbers of the readouts that gave its lines, ascending."""
+
+    measures: dict[ImageKey, SliceMeasures] = field(default_factory=dict)
+    numbers: dict[ImageKey, Array] = field(default_factory=dict)
+
+
 class Watch:
     """Follows the readouts of one scan and announces new faults, each kind at most once a second; all are counted."""
 
     def __init__(
-        self, scan: Scan, trained: TrainedRange | None, on_fault: Callable[[dict[str, Any]], None] = lambda fault: None
+        self,
+        scan: Scan,
+        trained: TrainedRange | None,
+        on_fault: Callable[[dict[str, Any]], None] = lambda fault: None,
+        limits: Limits | None = None,
     ) -> None:
-        """on_fault: called with the fields of an early `quality` event."""
+        """on_fault: called with the fields of an early `quality` event. limits: of what is measured of slices."""
         self._scan = scan
+        self._limits = limits
+        self._slices = Slices()
         self._checks = LineChecks(scan, trained)
         self._on_fault = on_fault
-        self._told_at: dict[Kind, float] = {}
-        self._found: Counter[Kind] = Counter()
+        self._told_at: dict[str, float] = {}
+        self._found: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
 
     def look(self, acquisition: Acquisition, order: int) -> bool:
@@ -57,9 +75,19 @@ class Watch:
         """Note that an image has all of its lines."""
         self._tell(self._checks.complete(key))
 
+    def judge(self, key: ImageKey, measures: SliceMeasures, numbers: Array) -> None:
+        """Take the measures of an image, announce what is wrong. numbers: of its lines' readouts, ascending."""
+        self._slices.measures[key], self._slices.numbers[key] = measures, numbers
+        if self._limits is None:
+            return
+        for reason in slice_reasons({key: measures}, self._limits, {key: numbers}):
+            order = reason.lines[0] if reason.lines else int(numbers[-1]) if len(numbers) else 0
+            self._announce(reason.code, reason.words, order)
+
     def verdict(self, set_aside: Sequence[ImageKey], ending: str) -> Verdict | None:
         """Return the verdict on the scan as far as it has come."""
-        return verdict_of(self._scan, self._checks.report(), Handling(self.left_out, set_aside, ending))
+        handling = Handling(self.left_out, set_aside, ending)
+        return verdict_of(self._scan, self._checks.report(), handling, self._slices, self._limits)
 
     def finish(self) -> None:
         """Note that every image that is still open has all of its lines: the scan is complete."""
@@ -68,35 +96,38 @@ class Watch:
 
     def _tell(self, found: list[LineFault]) -> None:
         for fault in found:
-            self._found[fault.kind] += 1
-            now = time.monotonic()
-            if now - self._told_at.get(fault.kind, -math.inf) < _EVENT_S:
-                continue
-            self._told_at[fault.kind] = now
-            self._on_fault(
-                {
-                    "early": True,
-                    "fault": fault.kind.value,
-                    "words": fault.words,
-                    "order": fault.order,
-                    "line": fault.line,
-                    "coil": fault.coil,
-                    "count": self._found[fault.kind],
-                }
-            )
+            self._announce(fault.kind.value, fault.words, fault.order, fault.line, fault.coil)
+
+    def _announce(self, what: str, words: str, order: int, line: int | None = None, coil: int | None = None) -> None:
+        """Send an early event, unless one of its kind was sent within the last second."""
+        self._found[what] += 1
+        now = time.monotonic()
+        if now - self._told_at.get(what, -math.inf) < _EVENT_S:
+            return
+        self._told_at[what] = now
+        fault = {"early": True, "fault": what, "words": words, "order": order, "line": line, "coil": coil}
+        self._on_fault({**fault, "count": self._found[what]})
 
 
-def verdict_of(scan: Scan, lines: LineReport, handling: Handling) -> Verdict | None:
-    """Return the verdict on a scan; None where nothing is wrong: its lines alone never make a scan trusted.
+def verdict_of(
+    scan: Scan, lines: LineReport, handling: Handling, slices: Slices | None = None, limits: Limits | None = None
+) -> Verdict | None:
+    """Return the verdict on a scan; None where nothing is wrong that was looked at, and no slice was measured.
 
-    What `recon.consistency` measures of each slice joins here, as further reasons and measures; `judge` of
-    `recon.quality` then decides the level, and None ends.
+    A scan is trusted by its slices: its lines alone never make it so.
     """
-    reasons = [*_of_lines(lines), *_of_handling(lines, handling)]
-    if not reasons:
+    slices = slices or Slices()
+    judged = slice_reasons(slices.measures, limits, slices.numbers) if limits is not None else []
+    reasons = [*_of_lines(lines), *_of_handling(lines, handling), *judged]
+    is_measured = limits is not None and bool(slices.measures)
+    if not reasons and not is_measured:
         return None
-    level = Level.UNTRUSTED if any(each.level is Level.UNTRUSTED for each in reasons) else Level.DEGRADED
+    level = Level.TRUSTED
+    if reasons:
+        level = Level.UNTRUSTED if any(each.level is Level.UNTRUSTED for each in reasons) else Level.DEGRADED
     measures = {f"{kind.value} readouts or lines": float(n) for kind, n in sorted(lines.counts.items(), key=str)}
+    if limits is not None:
+        measures |= worst(slices.measures, limits)
     return Verdict(level, tuple(reasons), _advice(scan, lines, reasons), measures)
 
 
@@ -195,11 +226,21 @@ def _of_handling(lines: LineReport, handling: Handling) -> list[Reason]:
 
 
 _NO_REPEAT = ("duplicate", "sampling", "set-aside")  # the same scan again would give the same
+_OF_SLICES = {said.code for said in SAYINGS.values()}
+_NEVER_REPEAT = ("unfamiliar", "disagreement")  # they speak of the head and the network, not of the measurement
 
 
 def _advice(scan: Scan, lines: LineReport, reasons: Sequence[Reason]) -> Advice:
-    """Repeat what a fault of the measurement spoiled; what it costs, by the time stamps or TR × lines."""
-    grave = [each for each in reasons if each.code not in _NO_REPEAT or each.level is Level.UNTRUSTED]
+    """Repeat what a fault of the measurement spoiled; what it costs, by the time stamps or TR × lines.
+
+    What was only measured of slices asks for another scan when it is grave: a slight excess is no spoiled scan.
+    """
+    spared = {*_NO_REPEAT, *_OF_SLICES}
+    grave = [
+        each
+        for each in reasons
+        if each.code not in _NEVER_REPEAT and (each.code not in spared or each.level is Level.UNTRUSTED)
+    ]
     if not grave:
         return Advice(False)
     slices = sorted({number for each in grave for number in each.slices})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 
@@ -27,7 +27,7 @@ KINDS = (
     "scan.failed",
     "heartbeat",
 )
-_HIGH_WATER_MARK = 1000  # messages kept for one slow subscriber
+_HIGH_WATER_MARK = 200  # messages kept for one slow subscriber: 80 MB of images of 320²
 
 
 def utc_now() -> str:
@@ -48,15 +48,30 @@ def encode_event(
     return frames if payload is None else [*frames, payload]
 
 
+class Gatekeeper(Protocol):
+    """What asks clients of a socket for a key: `edge.gate`. Sockets it protects are made in its context."""
+
+    context: zmq.Context[zmq.Socket[bytes]]
+
+    def protect(self, socket: zmq.Socket[bytes]) -> None:
+        """Ask for keys from now on; before `socket` is bound."""
+
+
 class Publisher:
     """The PUB socket of the daemon."""
 
-    def __init__(self, address: str) -> None:
-        """Bind to `address`; port 0 (`tcp://127.0.0.1:0`) takes any free one. Raises DeliveryError if it cannot."""
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    def __init__(self, address: str, gate: Gatekeeper | None = None) -> None:
+        """Bind to `address`, behind `gate` where there is one; raises DeliveryError where it cannot.
+
+        Port 0 (`tcp://127.0.0.1:0`) takes any free one.
+        """
+        self._context: zmq.Context[zmq.Socket[bytes]] = gate.context if gate else zmq.Context()
+        self._owns_context = gate is None
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 500)
+        if gate is not None:
+            gate.protect(self._socket)
         try:
             self._socket.bind(address[:-1] + "*" if address.endswith(":0") else address)
         except zmq.ZMQError as error:
@@ -71,19 +86,22 @@ class Publisher:
     def close(self) -> None:
         """Send what is queued, for half a second at most, and close."""
         self._socket.close()
-        self._context.term()
+        if self._owns_context:
+            self._context.term()
 
 
 class Subscriber:
     """A plain SUB client: what the demo and the tests listen with."""
 
-    def __init__(self, address: str) -> None:
-        """Subscribe to every kind at `address`."""
+    def __init__(self, address: str, curve: tuple[bytes, bytes, bytes] | None = None) -> None:
+        """Subscribe to every kind at `address`. curve: own public and secret key, and the daemon's public one."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        if curve is not None:
+            self._socket.curve_publickey, self._socket.curve_secretkey, self._socket.curve_serverkey = curve
         self._socket.connect(address)
 
     def receive(self, timeout_s: float) -> tuple[dict[str, Any], bytes | None] | None:

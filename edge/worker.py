@@ -30,7 +30,9 @@ from edge.exam_triage import ExamTriage, open_triage
 from edge.header import read_header
 from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
+from edge.pseudonym import exam_keys
 from edge.results import Results
+from edge.secret import read_secret
 from edge.spool import SpoolReader
 from edge.supply import Supply
 from recon.arrays import Array
@@ -85,6 +87,7 @@ class OpenScan:
         self._reader = SpoolReader(Path(order["spool"]), self._limits)
         self._set_aside = frozenset(order["set_aside"])
         self._chain: Chain | None = None
+        self._exam_keys: dict[str, str] = {}
         self._is_done = False
 
     def turn(self) -> bool:
@@ -125,6 +128,8 @@ class OpenScan:
 
     def _open(self, xml: bytes) -> None:
         scan, exam = read_header(xml, self.scan_id)
+        secret = read_secret(Path(self._settings["pseudonym_key"]))
+        self._exam_keys = exam_keys(exam, self.scan_id, secret, self._settings["identifiers"])
         received_at = datetime.fromisoformat(self._order["received_at"])
         self._chain = Chain(
             Results(Path(self._order["results"]), scan, exam, received_at),
@@ -199,6 +204,7 @@ class OpenScan:
             n_images=report["n_images"],
             n_readouts=report["n_readouts"],
             stage_ms=report["stage_ms"],
+            exam=self._exam_keys,
         )
 
     def _replay(self) -> Iterator[Readout]:
@@ -278,7 +284,7 @@ class Worker:
 
     def _obey(self, order: dict[str, Any]) -> None:
         scan_id = order["scan_id"]
-        if order["do"] == "open":
+        if order["do"] == "open" and scan_id not in self._scans:
             network = None if self._supply is None else self._supply.network()
             device = None if self._supply is None else self._supply.arrays
             self._scans[scan_id] = OpenScan(

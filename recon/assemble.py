@@ -28,16 +28,21 @@ _EMBEDDED = ("embedded", "interleaved")  # modes whose calibration lines belong 
 
 @dataclass
 class _Lines:
-    """Lines of one image or reference, each complex64 (coil, x), summed over averages; (kz, ky) is their place."""
+    """Lines of one image or reference, each complex64 (coil, x), summed over averages; (kz, ky) is their place.
+
+    numbers: of the readout that first gave each line.
+    """
 
     sums: dict[tuple[int, int], Array] = field(default_factory=dict)
     counts: dict[tuple[int, int], int] = field(default_factory=dict)
+    numbers: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def add(self, place: tuple[int, int], line: Array) -> bool:
-        """Take one line; return whether its place was empty before."""
+    def add(self, place: tuple[int, int], line: Array, number: int) -> bool:
+        """Take one line of readout `number`; return whether its place was empty before."""
         is_new = place not in self.sums
         if is_new:
             self.sums[place] = line
+            self.numbers[place] = number
         else:
             self.sums[place] += line
         self.counts[place] = self.counts.get(place, 0) + 1
@@ -75,8 +80,8 @@ class Assembler:
         self._noise = NoiseCovariance()
         self._edge = EdgeLevel()
 
-    def add(self, acquisition: Acquisition) -> list[ImageKey]:
-        """Take one readout; return the keys of the images that it completes (often none, in the order of slices).
+    def add(self, acquisition: Acquisition, number: int = -1) -> list[ImageKey]:
+        """Take one readout, `number` in the scan; return the keys of the images that it completes, often none.
 
         A line for an image that was complete before is noted in `late`; the caller assembles those again at the end.
         """
@@ -112,7 +117,7 @@ class Assembler:
         else:
             at = acquisition.key if is_embedded else (acquisition.key.encoding, acquisition.key.slice)
             lines = self._references.setdefault(at, _Lines())
-        if lines.add(place, line):
+        if lines.add(place, line, number):
             self._bytes += line.nbytes
         return self._completed(acquisition)
 
@@ -137,6 +142,14 @@ class Assembler:
     def n_lines(self, key: ImageKey) -> int:
         """Return how many distinct lines `key` has."""
         return len(self._images[key].sums)
+
+    def order(self, key: ImageKey) -> Array:
+        """Return int (kz, ky): the number of the readout that first gave each imaging line of `key`; -1 for none."""
+        encoding = self.scan.encodings[key.encoding]
+        numbers = np.full((encoding.encoded_matrix.z, encoding.encoded_matrix.y), -1)
+        for place, number in self._images[key].numbers.items():
+            numbers[place] = number
+        return numbers
 
     def discard(self, key: ImageKey) -> None:
         """Forget the lines of `key`, which has been served."""

@@ -8,12 +8,14 @@ import numpy as np
 
 from recon.arrays import Array
 
-# Peak power over the coil's own noise. A line is strong where half of the coils pass STRONG: the centre of k-space in
-# every real scan with several coils (7 scans, 2 to 16 coils): their weakest coil reaches 6700 there. The largest of 10³
-# draws of noise is 14 times its mean, and its level is underestimated by half from the ends of readouts: 40.
+# Peak power over the coil's own noise. A line is strong where half of the coils pass STRONG: the centre of k-space
+# in every real scan with several coils (7 scans, 2 to 16 coils): their weakest coil reaches 6700 there. The largest of
+# 10³ draws of noise is 7 to 14 times its mean, and its level is underestimated by half from the ends of readouts. The
+# coil of a simulated scan that sees least of the head reaches 13 to 17 in a few lines in a row.
 STRONG = 1000.0
-NOISE_ONLY = 40.0
-N_STRONG = 3  # strong lines in a row without signal in a coil
+NOISE_ONLY = 12.0
+UNDERESTIMATED = 2.0  # times, where no noise was measured
+N_STRONG = 4  # strong lines in a row without signal in a coil
 # Of the median coil's energy. Real scans: 0.41 and more; receivers' gains differ by a factor of a few, not of 100.
 WEAK = 1e-4
 _ENDS = 16  # the noise is looked for in the first and the last 16th of a readout, as in recon.noise
@@ -69,11 +71,12 @@ class CoilWatch:
         faults = self._zero(energy, order) if float(energy.min()) == 0.0 else []
         quietest = self._ends(power)
         floor = quietest if self.noise is None else self.noise
+        most = NOISE_ONLY * (UNDERESTIMATED if self.noise is None else 1.0)
         ratios = (peak / np.maximum(floor, np.finfo(np.float32).tiny)).tolist()
         if sorted(ratios)[n_coils // 2] < STRONG:
             return faults
         for coil, ratio in enumerate(ratios):
-            if ratio >= NOISE_ONLY:
+            if ratio >= most:
                 self._silent[coil], self._was_alive[coil] = 0, True
                 continue
             if not self._silent[coil]:
@@ -83,7 +86,7 @@ class CoilWatch:
                 words = (
                     f"holds noise only ({ratio:.0f} times its level at most, where others hold {STRONG:.0f} and more)"
                 )
-                faults.append(self._found(coil, self._since[coil], ratio, NOISE_ONLY, words))
+                faults.append(self._found(coil, self._since[coil], ratio, most, words))
         return faults
 
     def weak(self, order: int) -> list[CoilFault]:

@@ -19,7 +19,7 @@ from recon.motion import displaced_share, find_motion
 from recon.network import Network
 from recon.novelty import FOREGROUND, features
 from recon.reconstruct import Start
-from recon.residual import chi_squared, line_excess, map_residual
+from recon.residual import chi_squared, line_excess, map_residual, misfit
 from recon.scan import CoilMaps, KSpace
 from recon.unrolled import PEAK_PERCENTILE, noise_level
 
@@ -70,6 +70,7 @@ def measure_slice(
     excess = line_excess(kspace, maps, image, level)
     if n_coils > 1:
         values["chi2"] = chi_squared(kspace, maps, excess, level)
+        values["misfit"] = misfit(kspace, maps, image, excess)
     values["map_residual"] = map_residual(kspace, maps, level)
     values["ghost"] = ghost_ratio(kspace)
     values |= {f"feature_{i}": float(each) for i, each in enumerate(features(start, level))}
@@ -91,8 +92,21 @@ def measure_slice(
         held = hold_out(start, network if network_image is not None else None, level)
         if held is not None:
             values["held_out_chi2"] = held.chi2
+            values["hidden"] = float(np.sqrt(held.excess))
             values["held_out"] = relative_error(start, image, held, excess, level, displaced)
     return SliceMeasures(_finite(values), onset, invented)
+
+
+def ranked(numbers: Array) -> tuple[Array, Array]:
+    """Return the rank in which each line of an image came, int (ky), -1 for none, and the numbers in ascending order.
+
+    numbers: int (ky), of the readout that gave each line, -1 where not measured.
+    """
+    lines = np.flatnonzero(numbers >= 0)
+    in_order = lines[np.argsort(numbers[lines], kind="stable")]
+    ranks = np.full(len(numbers), -1)
+    ranks[in_order] = np.arange(len(lines))
+    return ranks, numbers[in_order]
 
 
 def relative_error(

@@ -18,7 +18,7 @@ from recon.prior import SignalPrior, learn_prior
 from recon.reconstruct import Start
 from recon.scan import CoilMaps, KSpace
 
-COLUMNS = 4
+COLUMNS = 2
 
 
 def noise_map(kspace: KSpace, maps: CoilMaps, prior: SignalPrior, columns: Array) -> Array:
@@ -71,7 +71,7 @@ def spread_columns(start: Start, n: int = COLUMNS) -> Array:
     return np.unique(np.searchsorted(profile, wanted))
 
 
-def snr_map(start: Start, level: float = 1.0, n_columns: int = 6 * COLUMNS) -> Array:
+def snr_map(start: Start, level: float = 1.0, n_columns: int = 12 * COLUMNS) -> Array:
     """Return the classical image in units of its own noise, float32 (y, x): SNR, 0 where no coil sees.
 
     level: standard deviation of the noise in a sample. The noise is worked out in `n_columns` columns and interpolated

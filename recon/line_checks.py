@@ -20,7 +20,7 @@ import numpy as np
 from recon.arrays import Array
 from recon.coil_watch import CoilFault, CoilWatch
 from recon.errors import AcquisitionError
-from recon.interference import OUTER_SHARE, Spectrum, Tone, describe_tones, noise_tones
+from recon.interference import INNER, OUTER_SHARE, Spectrum, Tone, describe_tones, noise_tones
 from recon.lattice import central_run, read_pattern
 from recon.line_faults import FaultLog, Kind, LineFault, LineReport
 from recon.network import TrainedRange
@@ -35,7 +35,7 @@ from recon.unrolled import outside_range
 MIN_PLATEAU = 4
 _NEAR = 0.64  # of the extreme power: 0.8 of the amplitude
 MIN_CALIBRATION = 6  # lines: less than a coil-map kernel; as recon.assemble
-BROADBAND = 4.0  # of the noise readouts' power: 6 dB, in the quietest line of the scan
+BROADBAND = 16.0  # of the noise readouts' power: 12 dB, in the quietest line of the scan; simulated scans reach 8.5
 _STAMP_S = 2.5e-3  # ISMRMRD leaves the unit to the vendor; Siemens counts 2.5 ms, and converters of others follow
 _MIN_NEAR = 2  # lines that a spike is compared with, before all have come
 _IMAGING = (Role.IMAGING, Role.CALIBRATION_AND_IMAGING)
@@ -257,13 +257,16 @@ class LineChecks:
         return found
 
     def _outermost(self, acquisition: Acquisition, encoding: Encoding, row: int) -> None:
-        """Gather the spectrum of the lines at either end of k-space."""
+        """Gather the spectrum of the lines at either end of k-space, and of some nearer to its centre."""
         n = encoding.encoded_matrix.y
-        reach = max(4, round(n * OUTER_SHARE / 2))
-        if reach <= row < n - reach or acquisition.samples.shape[1] < 64:
+        from_end = min(row, n - 1 - row)
+        is_outer = from_end < max(4, round(n * OUTER_SHARE / 2))
+        is_inner = INNER[0] * n <= from_end < INNER[1] * n
+        if not (is_outer or is_inner) or acquisition.samples.shape[1] < 64:
             return
         samples = acquisition.samples[:, ::-1] if acquisition.is_reversed else acquisition.samples
-        self._spectra.setdefault(acquisition.key.encoding, Spectrum()).add(samples, int(row > n // 2))
+        group = 2 if is_inner else int(row > n // 2)
+        self._spectra.setdefault(acquisition.key.encoding, Spectrum()).add(samples, group)
 
     # What an image shows
 

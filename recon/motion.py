@@ -34,18 +34,22 @@ MIN_LINES = 12
 MIN_CONJUGATE = 6  # lines from the centre: nearer ones are their own conjugates through the coils
 N_BANDS = 5  # of distance from the centre
 EVERY = 2  # columns of the reduced grid that share a predictor
+N_STARTS = 16  # moments at which a head that comes back may go
+AWHILE = (0.12, 0.2, 0.3)  # of the lines: for how long
 CAP = 0.995  # of a coherence, so that its logarithm is finite
 
 
 class Motion(NamedTuple):
     """The most likely motion: `score`, mean log likelihood ratio a sample; `onset`, the rank of the first line after.
 
-    shift: (y, x) in voxels, of lines from `onset` on against those before.
+    shift: (y, x) in voxels, of lines from `onset` on against those before. end: the rank of the first line for which
+    the head is back; None where it is not.
     """
 
     score: float
     onset: int
     shift: tuple[float, float]
+    end: int | None = None
 
 
 class Prediction(NamedTuple):
@@ -73,7 +77,8 @@ def find_motion(kspace: KSpace, maps: CoilMaps, order: Array) -> Motion | None:
     samples, model = _reduced(kspace, maps)
     own = _along_kx(samples[:, :, lines].transpose(2, 1, 0))
     ranks = np.argsort(np.argsort(order[lines], kind="stable"), kind="stable")
-    late = ranks[None] >= np.arange(1, len(lines))[:, None]  # (moment, line)
+    spans = _spans(len(lines))
+    late = (ranks[None] >= spans[:, :1]) & (ranks[None] < spans[:, 1:])  # (span, line)
     bands = np.argsort(np.argsort(np.abs(lines - n_y // 2), kind="stable")) * N_BANDS // len(lines)
     shifts = _Shifts(lines - n_y // 2, own.shape[2], (n_y, n_x))
     likelihood: Array = np.float32(0)
@@ -89,9 +94,23 @@ def find_motion(kspace: KSpace, maps: CoilMaps, order: Array) -> Motion | None:
     if not n_samples:
         return None
     likelihood = np.where(shifts.is_far, likelihood, -np.inf)
-    moment, place = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
-    onset = int(np.sort(order[lines])[moment + 1])
-    return Motion(float(likelihood.max()) / n_samples, onset, shifts.at(int(place)))
+    span, place = np.unravel_index(int(likelihood.argmax()), likelihood.shape)
+    first, end = (int(each) for each in spans[span])
+    in_order = np.sort(order[lines])
+    back = int(in_order[end]) if end < len(lines) else None
+    return Motion(float(likelihood.max()) / n_samples, int(in_order[first]), shifts.at(int(place)), back)
+
+
+def _spans(n: int) -> Array:
+    """Return when a head may lie elsewhere, int (span, 2), ranks [from, to) of `n` lines: for good or for a while."""
+    to_end = [(first, n) for first in range(1, n)]
+    step = max(1, n // N_STARTS)
+    awhile = [
+        (first, first + length)
+        for length in sorted({max(4, round(share * n)) for share in AWHILE})
+        for first in range(step, n - length, step)
+    ]
+    return np.array([*to_end, *awhile])
 
 
 class _Shifts:
@@ -120,7 +139,7 @@ class _Shifts:
 class _Powers(NamedTuple):
     """Sums over the samples of each band: of a line with what predicts it, and of their own powers.
 
-    product, predicted: float32 (moment, band, shift). own: float (band). Those at rest end in `_0`, (band).
+    product, predicted: float32 (span, band, shift). own: float (band). Those at rest end in `_0`, (band).
     """
 
     product: Array
@@ -130,7 +149,7 @@ class _Powers(NamedTuple):
     own: Array
 
     def gain(self, band: int) -> Array:
-        """Return the information gained over rest, (moment, shift), in nats a sample."""
+        """Return the information gained over rest, (span, shift), in nats a sample."""
         own = max(float(self.own[band]), 1e-20)
         rest = _information(self.product_0[band], own * self.predicted_0[band])
         product = self.product_0[band] + self.product[:, band]
@@ -144,7 +163,7 @@ def _information(product: Array, powers: Array) -> Array:
 
 
 def _compare(own: Array, found: Prediction, late: Array, bands: Array, shifts: _Shifts) -> _Powers:
-    """Return how lines and their predictions go together if the lines that are `late` (moment, line) lie elsewhere.
+    """Return how lines and their predictions go together if the lines that are `late` (span, line) lie elsewhere.
 
     A prediction of two sources that are shifted against each other has another power than at rest.
     """
@@ -298,5 +317,5 @@ def displaced_share(kspace: KSpace, order: Array, motion: Motion) -> float:
     ky, kx = lines - n_y // 2, np.arange(n_x) - n_x // 2
     turn = 2 * np.pi * (ky[:, None] * motion.shift[0] / n_y + kx * motion.shift[1] / n_x)
     wrong = (energy * (2 - 2 * np.cos(turn))).sum(1)
-    late = order[lines] >= motion.onset
+    late = (order[lines] >= motion.onset) & (motion.end is None or order[lines] < motion.end)
     return max(0.0, float(min(wrong[late].sum(), wrong[~late].sum())) / max(float(energy.sum()), 1e-20))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from recon.arrays import Array
 from recon.errors import ModelError
+from recon.limits import Limits, read_limits
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Card:
     """A model card, as far as it matters at run time. sha256: of the float32 model file, 64 hexadecimal digits.
 
     precisions: other files of the same weights, by the precision of their convolutions ("float16", "int8").
+    limits: of the measures that its scans are judged by; None where no calibration was run.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Card:
     sha256: str
     trained_range: TrainedRange
     precisions: Mapping[str, Variant] = field(default_factory=dict)
+    limits: Limits | None = None
 
 
 class Network(Protocol):
@@ -72,7 +75,9 @@ def read_card(content: Mapping[str, Any]) -> Card:
             precision: Variant(str(each["file"]), str(each["sha256"]), str(each.get("why_not", "")))
             for precision, each in content.get("precisions", {}).items()
         }
-        return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained, others)
+        quality = content.get("quality")
+        limits = None if quality is None else read_limits(quality)
+        return Card(str(content["name"]), str(content["version"]), str(content["sha256"]), trained, others, limits)
     except KeyError as error:
         raise ModelError(f"the model card has no {error.args[0]!r}") from error
     except (AttributeError, TypeError, ValueError) as error:

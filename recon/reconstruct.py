@@ -92,6 +92,13 @@ class Classical(NamedTuple):
     start: Start | None
 
 
+class Learned(NamedTuple):
+    """The network's image, and its complex solution in units of the noise, complex64 (slice, y, x), to be judged."""
+
+    image: Image
+    solution: Array
+
+
 def sense_coils(
     calibration: Array | None, n_ky: int, n_coils: int, is_whitened: bool, stage: Stage = unmarked
 ) -> Sensitivities:
@@ -173,17 +180,17 @@ def network_refusal(network: Network, start: Start) -> str:
     return refusal(start.kspace, start.maps.maps.shape[1], network.card.trained_range)
 
 
-def reconstruct_network(network: Network, start: Start, encoding: Encoding, stage: Stage = unmarked) -> Image:
+def reconstruct_network(network: Network, start: Start, encoding: Encoding, stage: Stage = unmarked) -> Learned:
     """Return the network's image of the scan that `start` is of, for which `network_refusal` has no objection.
 
-    It is brought to the host. Raises BackendError where the network's run fails.
+    The image is brought to the host, the solution stays where `start` is. Raises BackendError where the run fails.
     """
     with stage("network"):
-        image = reconstruct_unrolled(network, start.kspace, start.maps, start.image)
-        magnitude = _magnitude(add_unexplained(image, start.unexplained) * start.native, encoding)
+        solution = reconstruct_unrolled(network, start.kspace, start.maps, start.image)
+        magnitude = _magnitude(add_unexplained(solution, start.unexplained) * start.native, encoding)
     card = network.card
     steps = (*start.steps, f"unrolled network {card.name} {card.version} with data consistency")
-    return Image(magnitude, "network", steps, card.sha256, network.backend)
+    return Learned(Image(magnitude, "network", steps, card.sha256, network.backend), solution)
 
 
 def _magnitude(image: Array, encoding: Encoding) -> Array:

@@ -38,6 +38,17 @@ def chi_squared(kspace: KSpace, maps: CoilMaps, excess: Array, level: float) -> 
     return float(1 + excess[measured].mean() / max(float(noise.mean()), 1e-20))
 
 
+def misfit(kspace: KSpace, maps: CoilMaps, image: Array, excess: Array) -> float:
+    """Return what measured lines hold beyond the maps and `image` (y, x), root mean square over that of the lines.
+
+    Relative to the signal, not to the noise: no real maps explain a scan to within its noise, however clean it is.
+    """
+    measured = kspace.measured[0]
+    lines = to_kspace(maps.maps[0] * image[None], (1,))[:, measured]
+    energy = float((lines.real**2 + lines.imag**2).mean(2).sum())
+    return float(np.sqrt(np.maximum(excess[measured], 0).sum() / max(energy, 1e-20)))
+
+
 def _support(maps: CoilMaps) -> float:
     return float((maps.maps.real**2 + maps.maps.imag**2).sum(1).mean())
 

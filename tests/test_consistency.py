@@ -21,9 +21,9 @@ from tests.fake_network import FakeNetwork
 from tests.slices import Made, make_slice
 
 ALWAYS = {"coverage", "noise", "noise_known", "noise_level"}
-QUICK = {*ALWAYS, "chi2", "map_residual", *(f"feature_{i}" for i in range(len(FEATURES)))}
+QUICK = {*ALWAYS, "chi2", "misfit", "map_residual", *(f"feature_{i}" for i in range(len(FEATURES)))}
 WITH_NETWORK = {"invented", "disagreement"}
-THOROUGH = {"g_mean", "g_max", "snr", "inconsistency", "held_out", "held_out_chi2"}
+THOROUGH = {"g_mean", "g_max", "snr", "inconsistency", "held_out", "held_out_chi2", "hidden"}
 
 
 def make(seed: int, **settings: object) -> Made:
@@ -48,7 +48,11 @@ def test_what_can_be_measured_is_there_and_finite() -> None:
     assert found.invented is not None
     assert found.invented.dtype == np.float32
     assert found.invented.shape == made.start.image.shape[1:]
-    assert measure(make(0, n_coils=1, step=1)).values.keys().isdisjoint({"chi2", "map_residual", "inconsistency"})
+    assert (
+        measure(make(0, n_coils=1, step=1))
+        .values.keys()
+        .isdisjoint({"chi2", "misfit", "map_residual", "inconsistency"})
+    )
 
 
 def test_a_good_scan_measures_as_one() -> None:

@@ -119,7 +119,7 @@ def way_of_a_slice(scan: Case, xp: Any) -> dict[str, Array]:
     assert begun is not None
     prepared = prepare(begun.kspace, begun.maps, begun.image)
     made = network().run(prepared.inputs)["image"]
-    by_network = reconstruct_network(network(), begun, scan.encoding)
+    by_network = reconstruct_network(network(), begun, scan.encoding).image
     zero_filled = reconstruct_classical(kspace, scan.encoding, "zero-filled").image
     assert all(type(each.data) is np.ndarray for each in (image, by_network, zero_filled))
     steps = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.settings import Settings, SettingsError, check, read_settings
+from edge.settings import SecuritySettings, Settings, SettingsError, check, needs_keys, read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,17 @@ def test_values_are_taken(tmp_path: Path) -> None:
         ("mrd = 3", "mrd"),
         ("[worker]\nmethod = 'magic'", "worker.method"),
         ("[network]\nprecision = 'int4'", "network.precision"),
-        ("[events]\naddress = 'tcp://0.0.0.0:5570'", "events.address"),
+        ("[mrd]\nhost = '0.0.0.0'", "mrd.allow"),
+        ("[mrd]\nallow = ['the scanner']", "mrd.allow"),
+        ("[mrd]\nallow = '10.0.0.1'", "mrd.allow"),
+        ("[alerts]\naddress = 'here'", "alerts.address"),
+        ("[alerts]\ngroups = []", "alerts.groups"),
+        ("[alerts]\ngroups = ['a', 'a']", "alerts.groups"),
+        ("[alerts]\nidentifiers = 'names'", "alerts.identifiers"),
+        ("[security]\ncurve = 'never'", "security.curve"),
+        ("[sinks]\nhl7 = 'ris.hospital:2575'", "sinks.hl7"),
+        ("[sinks]\nhl7 = 'ris.hospital'", "HOST:PORT"),
+        ("[sinks]\nfhir = 'http://ris.hospital/fhir'", "sinks.fhir"),
         ("[events]\naddress = 'udp://127.0.0.1:5570'", "events.address"),
         ("[disk]\nmin_free_mib = -1", "disk.min_free_mib"),
         ("[mrd\n", "TOML"),
@@ -60,4 +70,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_events_may_use_ipc_and_any_loopback() -> None:
     for address in ("ipc:///run/scanside/events", "tcp://127.0.0.1:0", "tcp://[::1]:5570", "tcp://localhost:1"):
         events = dataclasses.replace(Settings().events, address=address)
-        check(dataclasses.replace(Settings(), events=events))
+        settings = dataclasses.replace(Settings(), events=events)
+        check(settings)
+        assert not needs_keys(address, settings.security)
+        assert needs_keys(address, SecuritySettings("always"))
+
+
+def test_sockets_that_others_reach_need_keys() -> None:
+    for address in (
+        "tcp://0.0.0.0:5570",
+        "tcp://*:5570",
+        "tcp://10.1.2.3:1",
+        "tcp://[::]:1",
+        "tcp://box:1",
+        "tcp://:1",
+    ):
+        assert needs_keys(address, SecuritySettings())

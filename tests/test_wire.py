@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 
 from edge.wire import Publisher, Subscriber, encode_event, utc_now
 from recon.errors import DeliveryError
@@ -44,3 +47,26 @@ def test_an_address_in_use_is_named() -> None:
 def test_what_json_cannot_say_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
         encode_event("quality", 1, utc_now(), {"x": float("nan")}, None)
+
+
+def test_a_subscriber_that_reads_nothing_costs_bounded_memory_and_no_time() -> None:
+    publisher = Publisher("tcp://127.0.0.1:0")
+    with zmq.Context() as context, context.socket(zmq.SUB) as deaf:
+        deaf.setsockopt(zmq.RCVHWM, 1)
+        deaf.setsockopt(zmq.LINGER, 0)
+        deaf.setsockopt(zmq.SUBSCRIBE, b"")
+        deaf.connect(publisher.address)
+        until = time.monotonic() + 10
+        while not deaf.poll(50):  # a subscription takes a moment
+            assert time.monotonic() < until
+            publisher.send(encode_event("heartbeat", 1, utc_now(), {}, None))
+        pixels = bytes(200_000)
+        before = resident_mib()
+        for seq in range(3000):  # 600 MB
+            publisher.send(encode_event("image", seq, utc_now(), {}, pixels[seq:]))
+        assert resident_mib() - before < 120  # 200 messages wait, and what the sockets hold
+    publisher.close()
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,355 @@
+"""Is an alert lost, or acted on twice, whatever happens? `python -m benchmarks.chaos --faults 100`.
+
+Scanners stream tiny scans into one daemon, every scan is flagged (`benchmarks.flagging`), and a desk answers: most
+alerts at once, some only after they were escalated. Meanwhile faults come at random: kill -9 of daemon and worker, both
+stopped for a while, the wall clock stepped by up to a year, clients that leave, subscribers that read nothing, a torn
+spool, a full disk. At the end all of it is counted. Prints one JSON record; exit code 1 where anything was lost.
+
+Clock steps need gcc, a full disk the right to mount a tmpfs; without, these faults are left out and the record says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zmq
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks.chaos_world import Desk, Ear, Scanner, Supervisor, boot_s, build_clock_shift, events, rows
+from benchmarks.record import make_record, write_record
+from benchmarks.sender import encode_scan
+from edge.audit import TRAIL, Head, verify
+from edge.client import AlertClient
+from edge.ledger import read_note
+from edge.rawfile import open_raw
+from edge.simulate import simulate_file
+from recon.protocol import Protocol
+
+DEADLINE_S = 2.0
+_DRAIN_S = 300.0
+_WEIGHTS = {
+    "daemon killed": 3,
+    "worker killed": 3,
+    "daemon stopped for a while": 2,
+    "worker stopped for a while": 2,
+    "wall clock stepped": 4,
+    "desk disconnected": 4,
+    "dead subscriber": 2,
+    "spool torn while the daemon was down": 1,
+    "disk full for a while": 1,
+}
+_CONFIG = f"""
+[worker]
+method = "sense"
+timeout_s = 30.0
+[events]
+keep = 10000000
+heartbeat_s = 1.0
+[alerts]
+groups = ["first", "second", "third"]
+deadline_s = {DEADLINE_S}
+resend_s = 0.5
+[disk]
+min_free_mib = 0
+"""
+
+
+def main() -> None:
+    """Run the faults, count, and print what became of scans and alerts."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--faults", type=int, default=50, metavar="N", help="how many (%(default)s)")
+    parser.add_argument("--scanners", type=int, default=2, metavar="N", help="at once (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="no further fault after so long")
+    parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
+    args = parser.parse_args()
+    results = run(args)
+    settings = {"faults": args.faults, "scanners": args.scanners, "seed": args.seed, "deadline_s": DEADLINE_S}
+    write_record(make_record("chaos", settings, results), args.json)
+    if any(results["lost"].values()):
+        raise SystemExit("something was lost, or happened twice")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was done and what became of it."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
+        state = folder / "disk" / "state"
+        (folder / "disk").mkdir()
+        disk = _mount(folder / "disk", stack)
+        state.mkdir(mode=0o700)
+        config = folder / "scanside.toml"
+        config.write_text(_CONFIG)
+        simulate_file(folder / "scan.h5", Protocol(matrix=(32, 32), n_slices=1, n_coils=2, n_calibration=12), "none", 0)
+        shift = build_clock_shift(folder)
+        supervisor = Supervisor(folder, state, config, shift[0] if shift else [])
+        stack.callback(supervisor.stop)
+        ear = Ear(supervisor)
+        desk = Desk(supervisor, 0.3, args.seed)
+        scan = encode_scan(open_raw(folder / "scan.h5"))
+        scanners = [Scanner(scan, supervisor, 0.5) for _ in range(args.scanners)]
+        world = World(supervisor, desk, random.Random(args.seed), shift[1] if shift else None, disk)
+        begun = time.monotonic()
+        for scanner in scanners:
+            scanner.wait_for_answer()
+        with Progress(console=Console(stderr=True)) as progress:
+            for _ in progress.track(range(args.faults), description="faults"):
+                if time.monotonic() - begun > args.seconds:
+                    break
+                time.sleep(world.rng.random())
+                world.strike()
+        for scanner in scanners:
+            scanner.wait_for_answer()
+        for scanner in scanners:
+            scanner.stop()
+        desk.answer_all.set()
+        drained = _drain(state, supervisor)
+        with AlertClient(supervisor.alerts, "auditor") as client:
+            unhealed = ear.heal(client)
+        for each in (desk, ear):
+            each.stop()
+        supervisor.stop()
+        world.close()
+        sent = sum((scanner.counts for scanner in scanners), Counter())
+        return {
+            "wall_s": round(time.monotonic() - begun, 1),
+            "faults": dict(world.counts),
+            "left_out": world.left_out(),
+            "scans": dict(sent),
+            **count(state, desk, ear, supervisor, world, drained, unhealed, sent["answered"]),
+        }
+
+
+@dataclass
+class World:
+    """All that can be disturbed."""
+
+    supervisor: Supervisor
+    desk: Desk
+    rng: random.Random
+    shift: Path | None
+    disk: Path | None
+    counts: Counter[str] = field(default_factory=Counter)
+    stops: list[tuple[float, float]] = field(default_factory=list)
+    deaf: list[zmq.Socket[bytes]] = field(default_factory=list)
+    context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
+
+    def left_out(self) -> list[str]:
+        """Return the faults that this machine does not allow."""
+        return [*([] if self.shift else ["wall clock stepped"]), *([] if self.disk else ["disk full for a while"])]
+
+    def strike(self) -> None:
+        """Let one fault happen, and return when the daemon is there again."""
+        names = [name for name in _WEIGHTS if name not in self.left_out()]
+        (name,) = self.rng.choices(names, [_WEIGHTS[each] for each in names])
+        faults: dict[str, Callable[[], None]] = {
+            "daemon killed": self._kill_daemon,
+            "worker killed": self._kill_worker,
+            "daemon stopped for a while": self._stop_daemon,
+            "worker stopped for a while": self._stop_worker,
+            "wall clock stepped": self._step_clock,
+            "desk disconnected": self.desk.reconnect.set,
+            "dead subscriber": self._add_deaf,
+            "spool torn while the daemon was down": self._tear_spool,
+            "disk full for a while": self._fill_disk,
+        }
+        faults[name]()
+        self.counts[name] += 1
+        self.supervisor.wait_until_up()
+
+    def close(self) -> None:
+        """Let the deaf go."""
+        self.context.destroy(0)
+
+    def _kill_daemon(self) -> None:
+        self.supervisor.wait_until_up().kill()
+
+    def _kill_worker(self) -> None:
+        self._signal_worker(signal.SIGKILL)
+
+    def _signal_worker(self, number: int) -> int | None:
+        pid = self.supervisor.wait_until_up().worker_pid()
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return pid
+
+    def _stop_daemon(self) -> None:
+        pid = self.supervisor.wait_until_up().pid
+        begun = boot_s()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(self.rng.random() * 1.5)
+            os.kill(pid, signal.SIGCONT)
+        self.stops.append((begun, boot_s()))
+
+    def _stop_worker(self) -> None:
+        pid = self._signal_worker(signal.SIGSTOP)
+        time.sleep(self.rng.random() * 2.0)
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _step_clock(self) -> None:
+        assert self.shift is not None
+        seconds = self.rng.choice([-1, 1]) * 10 ** self.rng.uniform(0, 7.5)
+        with self.shift.open("r+b") as file:
+            file.write(struct.pack("=d", seconds))
+
+    def _add_deaf(self) -> None:
+        """Subscribe to everything and read nothing; the oldest of ten leaves."""
+        if len(self.deaf) >= 10:
+            self.deaf.pop(0).close(0)
+        kind, address = self.rng.choice([(zmq.SUB, self.supervisor.events), (zmq.DEALER, self.supervisor.alerts)])
+        deaf = self.context.socket(kind)
+        deaf.setsockopt(zmq.RCVHWM, 1)
+        if kind == zmq.SUB:
+            deaf.setsockopt(zmq.SUBSCRIBE, b"")
+        deaf.connect(address)
+        if kind == zmq.DEALER:
+            deaf.send(json.dumps({"op": "hello", "client": "deaf"}).encode())
+        self.deaf.append(deaf)
+
+    def _tear_spool(self) -> None:
+        """Kill the daemon, and cut or spoil the end of a stream that had not come whole."""
+        self.supervisor.wait_until_up().kill()
+        spool = self.supervisor.state / "spool"
+        cut = [path for path in spool.glob("*/raw.mrd") if not (path.parent / "state.json").exists()]
+        if cut:
+            with suppress(OSError), self.rng.choice(cut).open("r+b") as file:
+                size = file.seek(0, os.SEEK_END)
+                if self.rng.random() < 0.5:
+                    file.truncate(max(size - self.rng.randrange(1, 400), 0))
+                else:
+                    file.write(self.rng.randbytes(self.rng.randrange(1, 400)))
+            self.counts["… with a stream to tear"] += 1
+
+    def _fill_disk(self) -> None:
+        assert self.disk is not None
+        path = self.disk / "filler"
+        begun = boot_s()
+        with suppress(OSError), path.open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 20)):
+                pass
+        time.sleep(0.5 + self.rng.random() * 2.0)
+        path.unlink(missing_ok=True)
+        self.supervisor.wait_until_up()
+        self.stops.append((begun, boot_s()))
+
+
+def count(
+    state: Path,
+    desk: Desk,
+    ear: Ear,
+    supervisor: Supervisor,
+    world: World,
+    drained: bool,
+    unhealed: int,
+    n_answered: int,
+) -> dict[str, Any]:
+    """Return what the ledger, the desk and the listener know of it all."""
+    happened = events(state)
+    scans = {
+        scan_id: (what, ending) for scan_id, what, ending in rows(state, "SELECT scan_id, state, ending FROM scans")
+    }
+    alerts = rows(state, "SELECT alert_id, scan_id, acknowledged_at FROM alerts")
+    whole = {path.parent.name for path in state.glob("spool/*/state.json") if b'"complete"' in path.read_bytes()}
+    with_alert = {scan_id for _, scan_id, _ in alerts}
+    raised = Counter(event["alert_id"] for event in happened if event["kind"] == "alert")
+    taken = Counter(event["alert_id"] for event in happened if event["kind"] == "alert.acknowledged")
+    done = {scan_id for scan_id, (what, _) in scans.items() if what == "done"}
+    seqs = [event["seq"] for event in happened]
+    late = sorted(_lateness(desk, ear, supervisor, world))
+    note = read_note(state / "ledger.sqlite", "audit")
+    lost = {
+        "complete scans not finished": sum(scans.get(scan_id, ("", ""))[0] != "done" for scan_id in whole),
+        "scans answered to the scanner and unknown": max(n_answered - len(scans), 0),
+        "scans still open": sum(what not in ("done", "failed") for what, _ in scans.values()),
+        "finished scans without their alert": len(done - with_alert),
+        "alerts never heard at the desk": len({alert_id for alert_id, _, _ in alerts} - set(desk.acted)),
+        "alerts never answered": sum(not at for _, _, at in alerts),
+        "scans with two alerts": sum(n > 1 for n in Counter(scan_id for _, scan_id, _ in alerts).values()),
+        "alerts raised twice": sum(n > 1 for n in raised.values()),
+        "alerts acknowledged twice": sum(n > 1 for n in taken.values()),
+        "alerts acted on twice": sum(n > 1 for n in desk.acted.values()),
+        "gaps in the ledger's numbers": seqs[-1] - seqs[0] + 1 - len(seqs),
+        "events lost on the wire and not given back": unhealed,
+        "escalations later than 1 s": sum(each > 1.0 for each in late),
+        "faults in the audit trail": bool(verify(state / TRAIL, Head.from_text(note) if note else None)[1]),
+        "not at rest in the end": not drained,
+    }
+    return {
+        "lost": {name: int(n) for name, n in lost.items()},
+        "scans_done": len(done),
+        "scans_complete": len(whole),
+        "alerts": len(alerts),
+        "alert_messages_heard": desk.n_heard,
+        "escalations": len(late),
+        "escalation_late_s": {"p50": _at(late, 0.5), "p99": _at(late, 0.99), "max": _at(late, 1.0)},
+        "events": len(seqs),
+        "events_lost_on_the_wire_and_given_back": ear.n_lost - unhealed,
+        "daemon_starts": supervisor.n_starts,
+        "daemon_starts_refused": supervisor.n_failed_starts,
+        "daemon_rss_mib_max": round(supervisor.rss_mib, 1),
+    }
+
+
+def _lateness(desk: Desk, ear: Ear, supervisor: Supervisor, world: World) -> list[float]:
+    """Return how late each escalation was heard: after its deadline, or after the daemon could run again."""
+    found = []
+    away = [*supervisor.down, *world.stops]
+    for _, header, heard_s in ear.heard_s.values():
+        due_s = heard_s - header["late_s"]
+        # While nobody ran nothing could be escalated: the clock starts when the daemon serves again.
+        able_s = max(
+            [due_s, *(end for begin, end in away if begin <= due_s + 0.5 and end > due_s and end <= heard_s + 0.5)]
+        )
+        found.append(round(max(heard_s - able_s, 0.0), 3))
+    return found
+
+
+def _drain(state: Path, supervisor: Supervisor) -> bool:
+    """Wait until every scan is finished and every alert answered."""
+    until = time.monotonic() + _DRAIN_S
+    while time.monotonic() < until:
+        supervisor.wait_until_up()
+        waiting = rows(state, "SELECT count(*) FROM scans WHERE state NOT IN ('done', 'failed')")[0][0]
+        waiting += rows(state, "SELECT count(*) FROM alerts WHERE acknowledged_at = ''")[0][0]
+        if not waiting:
+            time.sleep(2.0)
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _mount(folder: Path, stack: ExitStack) -> Path | None:
+    """Mount a small tmpfs; None where this user may not."""
+    options = ["-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
+    if subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
+        return None
+    stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
+    return folder
+
+
+def _at(samples: list[float], share: float) -> float | None:
+    return samples[min(int(share * len(samples)), len(samples) - 1)] if samples else None
+
+
+if __name__ == "__main__":
+    main()

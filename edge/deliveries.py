@@ -1,0 +1,90 @@
+"""What must reach other systems, in the ledger's file: entered with what it comes from, tried until it is there.
+
+A delivery is waiting, delivered, or dead: given up with its reason, until somebody has it tried again. Each has an id
+of its own which the receiver is told, so that one that is sent twice, around a crash, is there once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge.ledger import Ledger
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS deliveries (
+    sink TEXT NOT NULL,
+    key TEXT NOT NULL,
+    content TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'dead')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL,
+    PRIMARY KEY (sink, key)
+);
+CREATE INDEX IF NOT EXISTS deliveries_waiting ON deliveries (sink) WHERE state = 'waiting';
+"""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One thing for one receiver."""
+
+    sink: str
+    key: str
+    content: Mapping[str, Any]
+    state: str
+    attempts: int
+    reason: str
+    at: str
+
+
+class Deliveries:
+    """The table. Call `enter` within a `Ledger.transaction` to enter something with its cause."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Make the table where it is missing."""
+        self._db = ledger.db
+        self._db.executescript(_SCHEMA)
+
+    def enter(self, sink: str, key: str, content: Mapping[str, Any], at: str) -> None:
+        """Enter what is to be delivered to `sink`; the same key a second time changes nothing."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO deliveries (sink, key, content, at) VALUES (?, ?, ?, ?)",
+            (sink, key, json.dumps(content, allow_nan=False), at),
+        )
+
+    def waiting(self, sink: str, most: int = 100) -> list[Delivery]:
+        """Return what waits for one receiver, the least often tried first."""
+        return self._select("sink = ? AND state = 'waiting' ORDER BY attempts, rowid LIMIT ?", (sink, most))
+
+    def dead(self, most: int = 1000) -> list[Delivery]:
+        """Return what was given up, the newest first."""
+        return self._select("state = 'dead' ORDER BY rowid DESC LIMIT ?", (most,))
+
+    def count(self) -> dict[tuple[str, str], int]:
+        """Return how many there are by sink and state."""
+        rows = self._db.execute("SELECT sink, state, count(*) FROM deliveries GROUP BY sink, state")
+        return {(sink, state): n for sink, state, n in rows}
+
+    def note(self, delivery: Delivery, state: str, reason: str, at: str) -> None:
+        """Note the outcome of an attempt."""
+        self._db.execute(
+            "UPDATE deliveries SET state = ?, reason = ?, attempts = attempts + 1, at = ? WHERE sink = ? AND key = ?",
+            (state, reason, at, delivery.sink, delivery.key),
+        )
+
+    def revive(self, sink: str, key: str = "") -> int:
+        """Have what was given up tried again, one thing or all for a receiver; return how many."""
+        which = "sink = ? AND state = 'dead'" + (" AND key = ?" if key else "")
+        values = (sink, key) if key else (sink,)
+        cursor = self._db.execute(f"UPDATE deliveries SET state = 'waiting', attempts = 0 WHERE {which}", values)
+        return cursor.rowcount
+
+    def _select(self, where: str, values: tuple[Any, ...]) -> list[Delivery]:
+        rows = self._db.execute(
+            f"SELECT sink, key, content, state, attempts, reason, at FROM deliveries WHERE {where}", values
+        )
+        return [Delivery(sink, key, json.loads(content), *rest) for sink, key, content, *rest in rows.fetchall()]

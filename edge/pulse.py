@@ -1,0 +1,80 @@
+"""The daemon's own heartbeat: published, counted, and told to systemd only while the pipeline is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sized
+
+from edge.audit import AuditTrail
+from edge.crew import Crew
+from edge.front import Front
+from edge.ledger import Ledger
+from edge.metrics import Metrics
+from edge.notify import Notifier
+from edge.settings import Settings
+from edge.spool import Spool
+
+_LONGEST_S = 5.0  # between two looks, whatever the settings say of heartbeats: the watchdog waits for 20 s
+
+
+class Pulse:
+    """Looks after the daemon every few seconds while `run` runs."""
+
+    def __init__(
+        self,
+        settings: Callable[[], Settings],
+        scans: Sized,
+        ledger: Ledger,
+        spool: Spool,
+        audit: AuditTrail,
+        front: Front,
+        crew: Crew,
+        notifier: Notifier,
+    ) -> None:
+        """settings: asked at each beat, as they may change."""
+        self._settings, self._scans = settings, scans
+        self._ledger, self._spool, self._audit = ledger, spool, audit
+        self._front, self._crew, self._notifier = front, crew, notifier
+
+    async def run(self) -> None:
+        """Beat for ever."""
+        published_at = float("-inf")
+        while True:
+            heartbeat_s = self._settings().events.heartbeat_s
+            if time.monotonic() - published_at >= heartbeat_s:
+                published_at = time.monotonic()
+                self._publish()
+            if self._front.metrics is not None:
+                self._set_gauges(self._front.metrics)
+            if self._crew.is_alive:
+                self._notifier.alive(f"{len(self._scans)} scans, {self._front.desk.n_open} alerts open")
+            await asyncio.sleep(min(heartbeat_s, _LONGEST_S))
+
+    def _publish(self) -> None:
+        fields = {
+            "scans": len(self._scans),
+            "worker": self._crew.pid is not None,
+            "alerts_open": self._front.desk.n_open,
+            "deliveries_dead": sum(
+                n for (_, state), n in self._front.outlets.deliveries.count().items() if state == "dead"
+            ),
+        }
+        self._front.events.publish("heartbeat", "", fields)
+        self._ledger.prune_events(self._settings().events.keep)
+        self._ledger.write_note("audit", self._audit.head.to_text())
+
+    def _set_gauges(self, metrics: Metrics) -> None:
+        desk = self._front.desk
+        metrics.set_gauges(
+            scans=len(self._scans),
+            worker=self._crew.pid is not None,
+            silent_s=self._crew.silent_s,
+            free_bytes=self._spool.free_bytes(),
+            open_alerts=desk.n_open,
+            oldest_s=desk.oldest_s(),
+            clients=desk.n_clients,
+            audit=self._audit.head.n,
+            audit_is_broken=self._audit.is_broken,
+            deliveries=self._front.outlets.deliveries.count(),
+        )

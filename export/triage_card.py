@@ -138,7 +138,8 @@ def _contrast(
     exam, exam_threshold = _decision(exams, EXAM_SPECIFICITY)
     n_planes = [len(each.images) for each in cases]
     is_plain = np.repeat([not each.is_simulated or each.group.startswith("head-") for each in cases], n_planes)
-    is_plain |= contrast in ("swi", "dwi")  # there is nothing else
+    if contrast in ("swi", "dwi") or not is_plain.any():  # there is nothing else
+        is_plain[:] = True
     images = np.concatenate([each.images for each in cases])[is_plain]
     features = features[is_plain]
     likeness = fit_likeness(session, name, contrast, planes, images, features, arrays)

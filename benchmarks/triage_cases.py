@@ -93,7 +93,7 @@ class Runs:
         """Return flags on volumes without an urgent finding: subjects with multiple sclerosis, and normal anatomy."""
         found: dict[str, Any] = {}
         for group, names in (("multiple sclerosis", ("msLong",)), ("normal anatomy", NORMAL)):
-            rows = []
+            rows: list[dict[str, Any]] = []
             for row, volume in self._brains(names):
                 assessed = assess_series(volume, row["triage"], self.tools, Site(min_coverage_mm=60.0))
                 rows.append({
@@ -198,7 +198,7 @@ class Runs:
         distance = 6.0
         centres = ((np.arange(20) - 9.5) * distance)[:, None] * np.array([0.0, 0, 1])
         spacing = (distance, *volume.geometry.spacing_mm[1:])
-        geometry = Geometry.from_centres(centres, *AXIAL, data.shape[1:], spacing, 5.0)  # type: ignore[arg-type]
+        geometry = Geometry.from_centres(centres, *AXIAL, data.shape[1:], spacing, 5.0)
         exam = Volume(data[k], geometry, volume.provenance)
         times = []
         for _ in range(1 if self.is_quick else 5):
@@ -216,7 +216,7 @@ class Runs:
         folder = self.data / "stroke_flair"
         if not folder.is_dir():
             return
-        rows = [row for row in csv.DictReader((folder / "index.csv").open()) if row["suggested_split"] == "val"]
+        rows = [row for row in _rows(folder) if row["suggested_split"] == "val"]
         with np.load(folder / "axial.npz") as content:
             images, packed = content["image"], content["lesion"]
         masks = np.unpackbits(packed, axis=-1)[..., : images.shape[2]].astype(bool)
@@ -230,7 +230,7 @@ class Runs:
         folder = self.data / "tumour_t1c"
         if not folder.is_dir():
             return
-        rows = list(csv.DictReader((folder / "index.csv").open()))
+        rows = _rows(folder)
         last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # as the training left them out
         for row in self._some([row for row in rows if int(row["pseudo_group"]) > last]):
             image = np.asarray(Image.open(folder / row["file"]).convert("L"), np.float32)
@@ -242,7 +242,7 @@ class Runs:
         folder = self.data / "brain"
         if not folder.is_dir():
             return
-        rows = [row for row in csv.DictReader((folder / "index.csv").open()) if row["subject"].startswith(names)]
+        rows = [row for row in _rows(folder) if row["subject"].startswith(names)]
         for row in self._some([row for row in rows if row["split"] != "template"]):
             contrast = contrast_of_words(row["contrast"])
             yield {**row, "triage": contrast}, read_nifti(folder / row["file"])
@@ -263,8 +263,12 @@ class Runs:
 NORMAL = ("sagAnon", "studyforrest02", "uihA", "prisma51M", "ch2colin", "niimathT1", "dep", "synthsrFL", "mrGd")
 
 
+def _rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "index.csv").read_text("utf-8").splitlines()))
+
+
 def _slice(image: Array, step_mm: tuple[float, float]) -> Volume:
-    geometry = Geometry.from_centres(np.zeros((1, 3)), *AXIAL, image.shape, (5.0, *step_mm), 5.0)  # type: ignore[arg-type]
+    geometry = Geometry.from_centres(np.zeros((1, 3)), *AXIAL, image.shape, (5.0, *step_mm), 5.0)
     return Volume(image[None].astype(np.float32), geometry, Provenance("unknown", "benchmark"))
 
 

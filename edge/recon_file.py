@@ -24,6 +24,7 @@ from edge.spool import new_scan_id
 from edge.supply import BACKENDS, Supply
 from edge.undersample import undersample
 from recon.errors import BackendError, ModelError, ScanError
+from recon.quality import Level
 from recon.reconstruct import METHODS
 
 
@@ -91,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
         why = f" ({finding['why']})" if finding["why"] else ""
         print(f"{finding['finding']}: {finding['state']}{why}")
     quality = report["quality"]
+    if quality["verdict"] == Level.TRUSTED.value:
+        error = quality["measures"].get("expected_error")
+        print("quality: trusted" + ("" if error is None else f" (expected error {100 * error:.0f} % of the signal)"))
     for reason in quality["reasons"]:
         print(f"quality: {quality['verdict']}: {reason['words']}")
     if quality["reasons"] and quality["advice"]["repeat"]:

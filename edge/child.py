@@ -62,7 +62,7 @@ class DaemonProcess:
 
     def worker_pid(self) -> int | None:
         """The process that reconstructs, or None between two of them."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
         return None
 

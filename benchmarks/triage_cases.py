@@ -93,7 +93,7 @@ class Runs:
         """Return flags on volumes without an urgent finding: subjects with multiple sclerosis, and normal anatomy."""
         found: dict[str, Any] = {}
         for group, names in (("multiple sclerosis", ("msLong",)), ("normal anatomy", NORMAL)):
-            rows = []
+            rows: list[dict[str, Any]] = []
             for row, volume in self._brains(names):
                 assessed = assess_series(volume, row["triage"], self.tools, Site(min_coverage_mm=60.0))
                 rows.append({
@@ -198,7 +198,7 @@ class Runs:
         distance = 6.0
         centres = ((np.arange(20) - 9.5) * distance)[:, None] * np.array([0.0, 0, 1])
         spacing = (distance, *volume.geometry.spacing_mm[1:])
-        geometry = Geometry.from_centres(centres, *AXIAL, data.shape[1:], spacing, 5.0)  # type: ignore[arg-type]
+        geometry = Geometry.from_centres(centres, *AXIAL, data.shape[1:], spacing, 5.0)
         exam = Volume(data[k], geometry, volume.provenance)
         times = []
         for _ in range(1 if self.is_quick else 5):
@@ -264,7 +264,7 @@ NORMAL = ("sagAnon", "studyforrest02", "uihA", "prisma51M", "ch2colin", "niimath
 
 
 def _slice(image: Array, step_mm: tuple[float, float]) -> Volume:
-    geometry = Geometry.from_centres(np.zeros((1, 3)), *AXIAL, image.shape, (5.0, *step_mm), 5.0)  # type: ignore[arg-type]
+    geometry = Geometry.from_centres(np.zeros((1, 3)), *AXIAL, image.shape, (5.0, *step_mm), 5.0)
     return Volume(image[None].astype(np.float32), geometry, Provenance("unknown", "benchmark"))
 
 

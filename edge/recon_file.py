@@ -93,8 +93,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{finding['finding']}: {finding['state']}{why}")
     quality = report["quality"]
     if quality["verdict"] == Level.TRUSTED.value:
-        error = quality["measures"].get("expected_error")
-        print("quality: trusted" + ("" if error is None else f" (expected error {100 * error:.0f} % of the signal)"))
+        expected = quality["measures"].get("expected_error")
+        print(
+            "quality: trusted" + ("" if expected is None else f" (expected error {100 * expected:.0f} % of the signal)")
+        )
     for reason in quality["reasons"]:
         print(f"quality: {quality['verdict']}: {reason['words']}")
     if quality["reasons"] and quality["advice"]["repeat"]:

@@ -292,7 +292,7 @@ def count(
     note = read_note(state / "ledger.sqlite", "audit")
     lost = {
         "complete scans not finished": sum(scans.get(scan_id, ("", ""))[0] != "done" for scan_id in whole),
-        "scans answered to the scanner and unknown": max(n_answered - len(scans), 0),
+        "scans answered to the scanner and not finished": max(n_answered - len(done), 0),
         "scans still open": sum(what not in ("done", "failed") for what, _ in scans.values()),
         "finished scans without their alert": len(done - with_alert),
         "alerts never heard at the desk": len({alert_id for alert_id, _, _ in alerts} - set(desk.acted)),
@@ -311,6 +311,7 @@ def count(
         "lost": {name: int(n) for name, n in lost.items()},
         "scans_done": len(done),
         "scans_complete": len(whole),
+        "scans_failed": sum(what == "failed" for what, _ in scans.values()),
         "alerts": len(alerts),
         "alert_messages_heard": desk.n_heard,
         "escalations": len(late),

@@ -116,7 +116,8 @@ class Scanner:
             except (ScanError, OSError):
                 self.counts["nobody there"] += 1
                 continue
-            self.counts["disturbed" if sent.problem else "answered"] += 1
+            is_refused = any(text.startswith("ERROR") for text in sent.texts)
+            self.counts["disturbed" if sent.problem else "refused with a reason" if is_refused else "answered"] += 1
 
 
 class Desk:

@@ -42,14 +42,15 @@ from recon.protocol import Protocol
 
 DEADLINE_S = 2.0
 _DRAIN_S = 300.0
+_LONGEST_PAUSE_S = 30.0
 _WEIGHTS = {
     "daemon killed": 3,
     "worker killed": 3,
-    "daemon stopped for a while": 2,
-    "worker stopped for a while": 2,
-    "wall clock stepped": 4,
-    "desk disconnected": 4,
-    "dead subscriber": 2,
+    "daemon stopped for a while": 4,
+    "worker stopped for a while": 4,
+    "wall clock stepped": 8,
+    "desk disconnected": 8,
+    "dead subscriber": 4,
     "spool torn while the daemon was down": 1,
     "disk full for a while": 1,
 }
@@ -57,6 +58,10 @@ _CONFIG = f"""
 [worker]
 method = "sense"
 timeout_s = 30.0
+[triage]
+infarct = false
+haemorrhage = false
+mass = false
 [events]
 keep = 10000000
 heartbeat_s = 1.0
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for _ in progress.track(range(args.faults), description="faults"):
                 if time.monotonic() - begun > args.seconds:
                     break
-                time.sleep(world.rng.random())
+                world.pause()
                 world.strike()
         for scanner in scanners:
             scanner.wait_for_answer()
@@ -153,6 +158,14 @@ class World:
     def left_out(self) -> list[str]:
         """Return the faults that this machine does not allow."""
         return [*([] if self.shift else ["wall clock stepped"]), *([] if self.disk else ["disk full for a while"])]
+
+    def pause(self) -> None:
+        """Wait for up to a second, or, half of the times, until the desk has heard of another alert."""
+        n, until = len(self.desk.acted), time.monotonic() + _LONGEST_PAUSE_S
+        if self.rng.random() < 0.5:
+            while len(self.desk.acted) == n and time.monotonic() < until:
+                time.sleep(0.02)
+        time.sleep(self.rng.random())
 
     def strike(self) -> None:
         """Let one fault happen, and return when the daemon is there again."""
@@ -279,7 +292,7 @@ def count(
     note = read_note(state / "ledger.sqlite", "audit")
     lost = {
         "complete scans not finished": sum(scans.get(scan_id, ("", ""))[0] != "done" for scan_id in whole),
-        "scans answered to the scanner and unknown": max(n_answered - len(scans), 0),
+        "scans answered to the scanner and not finished": max(n_answered - len(done), 0),
         "scans still open": sum(what not in ("done", "failed") for what, _ in scans.values()),
         "finished scans without their alert": len(done - with_alert),
         "alerts never heard at the desk": len({alert_id for alert_id, _, _ in alerts} - set(desk.acted)),
@@ -298,6 +311,7 @@ def count(
         "lost": {name: int(n) for name, n in lost.items()},
         "scans_done": len(done),
         "scans_complete": len(whole),
+        "scans_failed": sum(what == "failed" for what, _ in scans.values()),
         "alerts": len(alerts),
         "alert_messages_heard": desk.n_heard,
         "escalations": len(late),

@@ -48,7 +48,7 @@ class Supervisor:
         self._before = before
         self._stop = threading.Event()
         self._process: DaemonProcess | None = None
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self.wait_until_up()
 
@@ -95,7 +95,7 @@ class Scanner:
         self.counts: Counter[str] = Counter()
         self._scan, self._supervisor, self._pause_s = scan, supervisor, pause_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def wait_for_answer(self) -> None:
@@ -116,7 +116,8 @@ class Scanner:
             except (ScanError, OSError):
                 self.counts["nobody there"] += 1
                 continue
-            self.counts["disturbed" if sent.problem else "answered"] += 1
+            is_refused = any(text.startswith("ERROR") for text in sent.texts)
+            self.counts["disturbed" if sent.problem else "refused with a reason" if is_refused else "answered"] += 1
 
 
 class Desk:
@@ -133,7 +134,7 @@ class Desk:
         self._supervisor, self._share_late, self._seed = supervisor, share_late, seed
         self._seen: set[tuple[str, int]] = set()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -176,7 +177,7 @@ class Ear:
         self.n_lost = 0
         self._subscriber = Subscriber(supervisor.events)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def heal(self, client: AlertClient) -> int:

@@ -51,25 +51,19 @@ class _Kept(Results):
 
 def reconstruct(raw: RawFile, network: Network | None = None) -> list[dict[str, Volume]]:
     """Return each volume of a scan by series: "classical", and "network" where one is given and may serve."""
+    return run_chain(raw, network)[0]
+
+
+def run_chain(raw: RawFile, network: Network | None) -> tuple[list[dict[str, Volume]], dict[str, Any]]:
+    """Return the volumes of a scan and the report on it, in memory. Raises ScanError where nothing came of it."""
     scan, exam = read_header(raw.header, new_scan_id())
     results = _Kept(Path(), scan, exam)
     object.__setattr__(results, "kept", [])
     chain = Chain(results, method="auto", network=network)
     for readout in readouts(raw):
         chain.feed(readout)
-    chain.finish("complete", "", lambda: readouts(raw))
-    return results.kept
-
-
-def reconstruct_and_report(raw: RawFile, network: Network | None) -> dict[str, Any]:
-    """Return the report on a scan that was reconstructed in memory. Raises ScanError where nothing came of it."""
-    scan, exam = read_header(raw.header, new_scan_id())
-    results = _Kept(Path(), scan, exam)
-    object.__setattr__(results, "kept", [])
-    chain = Chain(results, method="auto", network=network)
-    for readout in readouts(raw):
-        chain.feed(readout)
-    return chain.finish("complete", "", lambda: readouts(raw))
+    report = chain.finish("complete", "", lambda: readouts(raw))
+    return results.kept, report
 
 
 def shipped_network() -> Network | None:

@@ -22,7 +22,7 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from benchmarks.cases import SEED
-from benchmarks.ours import REAL, reconstruct_and_report, shipped_network
+from benchmarks.ours import REAL, run_chain, shipped_network
 from benchmarks.record import make_record, write_record
 from edge.header import read_header
 from edge.intake import to_acquisition
@@ -156,7 +156,7 @@ def real_scans(folder: Path, network: Network, accelerations: Iterable[tuple[int
     for path in sorted(folder.glob("*.h5")):
         for acceleration, acs in accelerations:
             try:
-                report = reconstruct_and_report(undersample(open_raw(path), acceleration, acs), network)
+                report = run_chain(undersample(open_raw(path), acceleration, acs), network)[1]
             except ScanError:
                 continue
             quality = report["quality"]

@@ -24,7 +24,8 @@ class Crew:
     """Keeps one worker process alive.
 
     on_report: called with each report and its payload. on_start: called when a fresh worker waits to be told of every
-    scan. on_death: called when one died or was killed, before the next starts.
+    scan. on_death: called when one that had been told of them died or was killed, before the
+    next starts: one that dies earlier died of no scan.
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class Crew:
                 await self._listen(process)
             finally:
                 watch.cancel()
-                code = await _end(process)
+                code, was_ready = await _end(process), self._is_ready
                 self._process, self.pid, self._is_ready = None, None, False
             if not self._is_stopping:
                 log.warning("worker ended code=%d; another is started", code)
-                self._on_death()
+                if was_ready:
+                    self._on_death()
                 await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def stop(self) -> None:

@@ -24,6 +24,7 @@ from edge.spool import new_scan_id
 from edge.supply import BACKENDS, Supply
 from edge.undersample import undersample
 from recon.errors import BackendError, ModelError, ScanError
+from recon.quality import Level
 from recon.reconstruct import METHODS
 
 
@@ -91,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
         why = f" ({finding['why']})" if finding["why"] else ""
         print(f"{finding['finding']}: {finding['state']}{why}")
     quality = report["quality"]
+    if quality["verdict"] == Level.TRUSTED.value:
+        expected = quality["measures"].get("expected_error")
+        print(
+            "quality: trusted" + ("" if expected is None else f" (expected error {100 * expected:.0f} % of the signal)")
+        )
     for reason in quality["reasons"]:
         print(f"quality: {quality['verdict']}: {reason['words']}")
     if quality["reasons"] and quality["advice"]["repeat"]:

@@ -37,7 +37,7 @@ def open_tools(folder: Path = TRIAGE) -> tuple[Tools, tuple[str, ...]]:
         except ScanError as error:
             log.warning("triage network not available name=%s code=%s", each.name, error.code)
             problems.append(f"{each.name}: {error}")
-    gate, ruler = Gate({}, 0.0), None  # without its numbers the gate is shut
+    gate, ruler = Gate({}, 0.0, 0.0), None  # without its numbers the gate is shut
     try:
         gate = read_gate(_json(folder / GATE))
     except ModelError as error:

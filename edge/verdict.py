@@ -227,6 +227,7 @@ def _of_handling(lines: LineReport, handling: Handling) -> list[Reason]:
 
 _NO_REPEAT = ("duplicate", "sampling", "set-aside")  # the same scan again would give the same
 _OF_SLICES = {said.code for said in SAYINGS.values()}
+_OF_THE_HEAD = ("motion",)  # seen in some slices, it moved all that were being read
 _NEVER_REPEAT = ("unfamiliar", "disagreement")  # they speak of the head and the network, not of the measurement
 
 
@@ -245,7 +246,9 @@ def _advice(scan: Scan, lines: LineReport, reasons: Sequence[Reason]) -> Advice:
         return Advice(False)
     slices = sorted({number for each in grave for number in each.slices})
     is_all = (
-        not slices or any(not each.slices for each in grave) or len(slices) == len({k.slice for k in lines.measured})
+        not slices
+        or any(not each.slices or each.code in _OF_THE_HEAD for each in grave)
+        or len(slices) == len({k.slice for k in lines.measured})
     )
     numbers = ", ".join(str(number) for number in slices)
     what = "the whole series" if is_all else f"slice{'s' if len(slices) > 1 else ''} {numbers}"

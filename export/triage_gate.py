@@ -26,9 +26,9 @@ from triage.gate import MIN_AREA_MM2, Gate, Kind, describe_plane, fit_kind, gate
 from triage.preprocess import prepare
 
 HEAD_SEEDS = 20_000
-SHARES = {"stroke_flair": 0.2, "tumour_t1c": 0.25, "brain": 0.6}  # of planes that are looked at
+SHARES = {"stroke_flair": 0.1, "tumour_t1c": 0.12, "brain": 0.3}  # of planes that are looked at
 MIN_PLANES = 30  # fewer make no kind
-MARGIN = 4.0
+MARGIN, MARGIN_OF_FEW = 0.5, 4.0  # log odds
 NOISE = (0.0, 0.1)
 BLUR = (0.0, 1.1)
 
@@ -37,7 +37,7 @@ def main() -> None:
     """Describe, fit, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planes", type=Path, required=True, metavar="DIR", help="made by export.triage_images")
-    parser.add_argument("--heads", type=int, default=14, help="simulated heads, each on every contrast (%(default)s)")
+    parser.add_argument("--heads", type=int, default=6, help="simulated heads, each on every contrast (%(default)s)")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="descriptions so far, JSON lines, to go on from")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: the package's assets)")
     args = parser.parse_args()
@@ -84,7 +84,7 @@ def fit(rows: list[Row]) -> Gate:
     for (contrast, _, _), of in sorted(groups.items()):
         if len(of) >= MIN_PLANES:
             kinds[contrast].append(fit_kind(np.array(of)))
-    return Gate({name: tuple(each) for name, each in kinds.items()}, MARGIN)
+    return Gate({name: tuple(each) for name, each in kinds.items()}, MARGIN, MARGIN_OF_FEW)
 
 
 def _planes(path: Path) -> Iterator[tuple[str, bool, Array]]:

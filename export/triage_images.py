@@ -8,6 +8,7 @@ SET is one of
   brain-chain    a share of them, reconstructed
   shapes         axial outlines of the training patients' infarcts at any height, to draw others after
   heads-CONTRAST simulated whole heads (`recon.scanner`) with and without findings, most of them reconstructed
+  exams-CONTRAST all slices of such heads, of other seeds: exams to calibrate on
 Files of a few dozen planes appear in the folder one by one, so that training may begin while others are being made.
 """
 
@@ -92,7 +93,7 @@ def make(name: str, args: argparse.Namespace) -> Iterator[Plane]:
     """Yield the planes of one set."""
     rng = np.random.default_rng([args.seed, sum(name.encode()), args.first])
     kind, _, detail = name.partition("-")
-    session = open_session(args.network) if detail == "chain" or kind == "heads" else None
+    session = open_session(args.network) if detail == "chain" or kind in ("heads", "exams") else None
     if kind == "stroke":
         yield from _through(rng, session, _stroke(args.data / "stroke_flair"))
     elif kind == "tumour":
@@ -103,6 +104,8 @@ def make(name: str, args: argparse.Namespace) -> Iterator[Plane]:
         yield from _shapes(rng, args.data / "stroke_flair")
     elif kind == "heads":
         yield from _heads(rng, session, args.anatomy, detail, args.first, args.heads)
+    elif kind == "exams":
+        yield from _exams(rng, session, args.anatomy, detail, HELD_OUT_SEEDS, args.heads)
     else:
         raise SystemExit(f"no set called {name!r}")
 
@@ -315,6 +318,29 @@ def _heads(
                 plane = chained(rng, session, made.image, made.lesion, spacing, label)
             else:
                 plane = to_plane(made.image, made.lesion, spacing, label)
+            if plane is not None:
+                yield plane
+
+
+def _exams(
+    rng: np.random.Generator, session: Any, anatomy_file: Path, contrast: str, first: int, n_heads: int
+) -> Iterator[Plane]:
+    """Yield every slice of simulated exams, each reconstructed at one acceleration and noise level."""
+    anatomy = load_anatomy(anatomy_file)
+    for seed in range(first, first + n_heads):
+        finding = FINDINGS[seed % len(FINDINGS)]
+        head = make_head(anatomy, seed)
+        try:
+            lesion = place_lesion(head, finding, seed)
+        except ScanError:
+            continue
+        protocol = Protocol(contrast=CONTRASTS[contrast], matrix=(128, 128), n_coils=4, seed=seed)
+        factor, sigma = int(rng.choice([1, 2, 4, 4, 6])), float(np.exp(rng.uniform(*np.log((0.005, 0.03)))))
+        spacing = (protocol.fov_mm[0] / protocol.matrix[0], protocol.fov_mm[1] / protocol.matrix[1])
+        for index in range(protocol.n_slices):
+            made = scan_slice(head, protocol, index, lesion)
+            label = Label("exams", f"head-{seed}", "val", contrast, finding, index)
+            plane = chained(rng, session, made.image, made.lesion, spacing, label, factor, sigma)
             if plane is not None:
                 yield plane
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from export.triage_augment import brain_of, smooth_noise
+from export.triage_augment import brain_of, is_stripped, smooth_noise
 from recon.arrays import Array
 
 TISSUE = 0.35
+SCALP_MM = 9.0  # of a head that still has it, with the skull
 
 
 def blob(rng: np.random.Generator, shape: tuple[int, int], centre: Array, radius: float, rough: float = 0.2) -> Array:
@@ -36,6 +37,7 @@ def cover(depth: Array, edge_mm: float) -> Array:
 def place_in(rng: np.random.Generator, image: Array, margin_mm: float) -> Array | None:
     """Return a pixel (y, x) of tissue some way inside the head; None where there is none."""
     small = image[::4, ::4]
+    margin_mm = margin_mm if is_stripped(image) else margin_mm + SCALP_MM
     depth = 4 * ndimage.distance_transform_edt(np.pad(ndimage.binary_fill_holes(small > TISSUE), 1))[1:-1, 1:-1]
     there = np.argwhere((depth > margin_mm) & (small > TISSUE))
     return None if not len(there) else 4.0 * there[rng.integers(len(there))] + rng.uniform(0, 4, 2)
@@ -234,9 +236,11 @@ def insert_infarct(rng: np.random.Generator, image: Array, shape_mask: Array) ->
         shape_mask = shape_mask[:, ::-1]
     moved = np.roll(shape_mask, tuple(rng.normal(0, 6, 2).astype(int)), (0, 1))
     soft = ndimage.gaussian_filter(moved.astype(np.float32), rng.uniform(0.7, 2.0))
-    tissue = np.clip((image - 0.4) / 0.3, 0, 1)
-    seen = soft * tissue
-    mask = (seen > 0.5) & brain_of(image)
+    inside = brain_of(image)
+    if not is_stripped(image):
+        inside = ndimage.binary_erosion(inside, iterations=int(SCALP_MM))
+    seen = soft * np.clip((image - 0.4) / 0.3, 0, 1) * inside
+    mask = seen > 0.5
     if mask.sum() < 12:
         return None
     gain = np.float32(rng.uniform(0.45, 2.2))

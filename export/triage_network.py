@@ -1,8 +1,8 @@
 """The triage network: a small U-Net at half resolution that sees a plane and its mirror image.
 
 Plain convolutions with batch normalisation (folded into them at export), ReLU, max-pooling and transposed
-convolutions, so that it quantises to INT8 and runs on any backend. What the whole plane looks like is pooled at the
-bottom and added to every pixel's logit: a place is judged in the light of the whole image.
+convolutions, so that it quantises to INT8 and runs on any backend. In training it also says from the bottom whether a
+plane holds a finding at all, so that the deepest features know.
 """
 
 from __future__ import annotations
@@ -56,13 +56,8 @@ class TriageNetwork(nn.Module):
         for number, block in enumerate(self.down):
             x = block(x if number == 0 else torch.max_pool2d(x, 2))
             kept.append(x)
-        features = torch.cat((x.mean((2, 3)), x.amax((2, 3))), 1)
-        present = self.whole(features)
+        features = x.mean((2, 3))
+        present = self.whole(torch.cat((features, x.amax((2, 3))), 1))
         for up, join, skip in zip(self.up, self.join, kept[-2::-1], strict=True):
             x = join(torch.cat((up(x), skip), 1))
-        return self.leave(x) + present[:, :, None, None], of_likeness(features), present[:, 0]
-
-
-def of_likeness(features: Tensor) -> Tensor:
-    """Return what the likeness of a plane is judged by: the averages of the deepest features."""
-    return features[:, : features.shape[1] // 2]
+        return self.leave(x), features, present[:, 0]

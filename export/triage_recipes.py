@@ -20,8 +20,8 @@ from export.triage_lesions import (
 )
 from recon.arrays import Array
 
-DECOY_SHARE = 0.5
-SKULL_SHARE = 0.4
+DECOY_SHARE = 0.35
+SKULL_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)

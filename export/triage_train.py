@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from export.muon import Muon
 from export.triage_images import Plane, load
 from export.triage_network import WIDTHS, TriageNetwork
 from export.triage_recipes import RECIPES, Recipe
@@ -31,16 +33,17 @@ from triage.score import WINDOW, plane_scores
 CROP = (192, 160)  # heads are smaller than their planes
 WINDOW_OF = tuple(slice((n - m) // 2, (n + m) // 2) for n, m in zip(SIZE, CROP, strict=True))
 BATCH = 8
-RATE = 2.5e-3
+RATE = 3e-3
 WARM_UP = 0.08
 LAST_RATE = 0.01
-DECAY = 0.02
+KEPT = 48  # batches that are learned from again, turned
 EMA = 0.995
 CLIP = 3.0
 MAP_WEIGHTS = (1.0, 0.5)  # cross-entropy of pixels, soft Dice of the batch
-PLANE_WEIGHTS = (0.15, 0.1)  # cross-entropy of the highest window, of the whole plane
+PLANE_WEIGHTS = (0.2, 0.2)  # cross-entropy of the highest window, of the whole plane
 LOSSES = ("pixels", "dice", "window", "plane")
 AGAIN_S = 120.0  # seconds between looks for new planes
+HELD_OUT_SHAPES = 8  # every so many patients' outlines are for held-out examples
 MIN_AREA = 100  # mm²: fewer are too small to be asked for
 
 
@@ -71,7 +74,8 @@ def train(args: argparse.Namespace) -> None:
     network = TriageNetwork(WIDTHS).to(memory_format=torch.channels_last)
     if args.weights is not None:
         network.load_state_dict(torch.load(args.weights, weights_only=True)["ema"])
-    optimiser = torch.optim.AdamW(network.parameters(), args.rate, weight_decay=DECAY)
+    optimiser = Muon(network.parameters(), args.rate)
+    kept: deque[Batch] = deque(maxlen=KEPT)
     ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
     started, step, sums, noted = time.monotonic(), 0, np.zeros(1 + len(LOSSES)), 0.0
     while (seconds := time.monotonic() - started) < 60 * args.minutes:
@@ -79,7 +83,11 @@ def train(args: argparse.Namespace) -> None:
         for group in optimiser.param_groups:
             group["lr"] = args.rate * rate(progress)
         network.train()
-        planes, masks, present = batch(rng, recipe, pool)
+        if step % 2 and kept:  # drawing an example takes a third as long as learning from it
+            planes, masks, present = turned(kept[int(rng.integers(len(kept)))])
+        else:
+            planes, masks, present = batch(rng, recipe, pool)
+            kept.append((planes, masks, present))
         losses = loss_of(network, planes, masks, present)
         optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
@@ -150,10 +158,10 @@ def loss_of(network: TriageNetwork, planes: Tensor, masks: Tensor, present: Tens
 
 
 class Pool:
-    """The training planes of a recipe, by what they are drawn for; grows as files appear."""
+    """The training planes of a recipe (or those held out), by what they are drawn for; grows as files appear."""
 
-    def __init__(self, folder: Path, recipe: Recipe, fold: str) -> None:
-        self._folder, self._recipe, self._fold = folder, recipe, fold
+    def __init__(self, folder: Path, recipe: Recipe, fold: str, is_held_out: bool = False) -> None:
+        self._folder, self._recipe, self._fold, self._is_held_out = folder, recipe, fold, is_held_out
         self._seen: set[Path] = set()
         self.by_kind: dict[str, list[Plane]] = {}
         self.look_again()
@@ -171,7 +179,7 @@ class Pool:
         for path in new:
             for plane in load([path]):
                 kind = self._recipe.kind(plane)
-                if kind and is_training(plane, self._fold):
+                if kind and is_training(plane, self._fold) != self._is_held_out:
                     kept = Plane(plane.image[WINDOW_OF].copy(), plane.mask[WINDOW_OF].copy(), plane.label)
                     self.by_kind.setdefault(kind, []).append(kept)
 
@@ -183,13 +191,24 @@ class Pool:
 
 def is_training(plane: Plane, fold: str) -> bool:
     """Return whether a plane may be trained on; folds leave out every N-th patient of the stroke set."""
+    if plane.label.source == "shapes":
+        return int(plane.label.group.split("-")[1]) % HELD_OUT_SHAPES != 0
     if fold and plane.label.source == "stroke_flair":
         left_out, n = (int(each) for each in fold.split("/"))
         return int(plane.label.group.split("-")[1]) % n != left_out
     return plane.label.split == "train"
 
 
-def batch(rng: np.random.Generator, recipe: Recipe, pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def turned(examples: Batch) -> Batch:
+    """Return examples the other way round: a plane and its mirror image change places."""
+    planes, masks, present = examples
+    return planes.flip(3).contiguous(memory_format=torch.channels_last), masks.flip(3), present
+
+
+def batch(rng: np.random.Generator, recipe: Recipe, pool: Pool) -> Batch:
     """Return planes (n, 2, y, x), masks (n, 1, y, x) and whether a finding is present (n,)."""
     examples = [recipe.draw(rng, pool) for _ in range(BATCH)]
     present = [-1.0 if 0 < each.mask.sum() < MIN_AREA else float(each.mask.any()) for each in examples]

@@ -20,6 +20,7 @@ from edge.client import AlertClient, RefusedError
 from edge.deadline import Deadline
 from edge.desk import Desk, DeskRules
 from edge.event_log import EventLog
+from edge.follow import Follower
 from edge.ledger import Ledger
 from edge.router import Router
 from edge.wire import Publisher
@@ -307,6 +308,23 @@ def test_long_histories_come_in_pieces_and_say_what_is_forgotten(office: Office)
         raw.say({"op": "snapshot", "after": 0})
         answer = raw.hear("events")
         assert (answer["forgotten"], answer["events"][0]["seq"], answer["more"]) == (400, 401, False)
+
+
+def test_a_gap_is_filled_in_its_place(office: Office) -> None:
+    def publish(n: int) -> None:
+        office.do(lambda: [office.events.publish("heartbeat", "", {}) for _ in range(n)])
+
+    publish(5)  # nobody listens yet: lost on the wire
+    follower = Follower(office.events_address, office.address, "archive", after=2)
+    seqs: list[int] = []
+    until = time.monotonic() + WAIT_S
+    while len(seqs) < 10 and time.monotonic() < until:
+        publish(1)
+        while (event := follower.receive(0.1)) is not None:
+            seqs.append(event[0]["seq"])
+    follower.close()
+    assert seqs == list(range(3, 3 + len(seqs)))
+    assert follower.n_healed >= 3
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ import zmq
 from edge.audit import TRAIL, AuditTrail, verify
 from edge.client import AlertClient, ClientKey, read_client_key
 from edge.command import main
+from edge.doctor import clock_finding, secret_findings
 from edge.front import Front
 from edge.gate import Gate
 from edge.keyring import Keyring
 from edge.ledger import Ledger
 from edge.mrd_write import encode_close
 from edge.router import Router
-from edge.secret import SecretError
+from edge.secret import SecretError, random_secret
 from edge.server import MrdServer
 from edge.settings import Settings
 from edge.spool import Spool
@@ -206,3 +207,19 @@ def test_key_files_that_others_may_read_are_refused(tmp_path: Path) -> None:
     assert keyring.role_of("desk") is None
     public = json.loads((tmp_path / "keys" / "clients" / "desk.json").read_text())["public"]
     assert keyring.by_public(public) is None
+
+
+def test_doctor_looks_at_keys_and_secrets(tmp_path: Path) -> None:
+    settings = Settings()
+    assert [finding.level for finding in secret_findings(settings, tmp_path)] == ["ok"]
+    alerts = dataclasses.replace(settings.alerts, address="tcp://0.0.0.0:5571")
+    open_to_all = dataclasses.replace(settings, alerts=alerts)
+    (missing,) = secret_findings(open_to_all, tmp_path)
+    assert missing.level == "fault"
+    assert "scanside keys create" in missing.words
+    Keyring(tmp_path / "keys").create("desk", "responder", tmp_path / "desk.key")
+    assert secret_findings(open_to_all, tmp_path)[0].words == "desk (responder)"
+    random_secret(tmp_path / "keys" / "pseudonym.key")
+    (tmp_path / "keys" / "pseudonym.key").chmod(0o644)
+    assert [finding.level for finding in secret_findings(open_to_all, tmp_path)] == ["ok", "fault"]
+    assert clock_finding().level in ("ok", "note")

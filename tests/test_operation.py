@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from edge.audit import TRAIL
 from edge.child import DaemonProcess
 from edge.client import AlertClient
 from edge.command import main
+from edge.crew import Crew
 from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.rawfile import open_raw
@@ -174,7 +176,7 @@ def test_gauges_and_counters_name_no_scan() -> None:
     metrics.on_event("findings", {"scan_id": "SECRET", "findings": [{"finding": "mass", "state": "not assessed"}]})
     metrics.set_gauges(
         scans=1, worker=True, silent_s=0.5, free_bytes=10, open_alerts=2, oldest_s=3.0, clients=1, audit=5,
-        audit_is_broken=False, deliveries={("hl7", "dead"): 4},
+        audit_is_broken=False, deliveries={("hl7", "dead"): 4}, archive_s={"pacs": 6.0},
     )  # fmt: skip
     page = generate_latest(metrics.registry).decode()
     assert 'scanside_verdicts_total{verdict="none"} 1.0' in page
@@ -232,3 +234,22 @@ def test_units_expose_little(units: Path, name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-300:] + done.stderr
     assert "Overall exposure level" in done.stdout
+
+
+def test_a_worker_that_dies_as_it_starts_died_of_no_scan(caplog: pytest.LogCaptureFixture) -> None:
+    deaths: list[str] = []
+
+    async def run() -> None:
+        crew = Crew({}, 30.0, lambda report, payload: None, lambda: None, lambda: deaths.append("counted"))
+        task = asyncio.create_task(crew.run())  # without settings it dies at once
+        for _ in range(int(WAIT_S / 0.05)):
+            if "worker ended" in caplog.text:
+                break
+            await asyncio.sleep(0.05)
+        await crew.stop()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(run())
+    assert "worker ended" in caplog.text
+    assert not deaths

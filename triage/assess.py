@@ -24,7 +24,7 @@ from triage.gate import Gate
 from triage.likeness import describe, distance
 from triage.measure import OUTLINE, Outline, Ruler, measure_brain, outline, size_measurements
 from triage.preprocess import Planes, prepare
-from triage.score import plane_scores, probabilities
+from triage.score import plane_scores, probabilities, read_both_ways
 
 CONTRASTS = ("t1", "t1ce", "t2", "flair", "dwi", "adc", "swi")
 BATCH = 8  # planes that a network is shown at once
@@ -201,12 +201,15 @@ def _look_for(
 
 def _run(network: MapNetwork, planes: Planes) -> tuple[Array, Array]:
     """Return logits (plane, 1, y, x) and features (plane, n) of the usable planes."""
-    inputs = planes.inputs[planes.is_usable]
-    answers = [network.run({"planes": inputs[start : start + BATCH]}) for start in range(0, len(inputs), BATCH)]
-    return (
-        np.concatenate([each["lesion"] for each in answers]),
-        np.concatenate([each["features"] for each in answers]),
-    )
+
+    def run(inputs: Array) -> tuple[Array, Array]:
+        answers = [network.run({"planes": inputs[start : start + BATCH]}) for start in range(0, len(inputs), BATCH)]
+        return (
+            np.concatenate([each["lesion"] for each in answers]),
+            np.concatenate([each["features"] for each in answers]),
+        )
+
+    return read_both_ways(run, planes.inputs[planes.is_usable])
 
 
 def _decide(

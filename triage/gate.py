@@ -27,6 +27,8 @@ NAMES = (
 )  # fmt: skip
 MIN_SHARE = 0.5  # of the largest plane's brain: the planes that are looked at
 MIN_AREA_MM2 = 2500.0
+MANY = 5  # planes whose mean scatters little
+SHARE_OF_MANY = 0.6  # of a plane's limit: real exams keep within 0.5 of it
 SIMILAR = ({"t1", "t1ce"},)  # labels that cannot be told apart by these numbers
 
 
@@ -58,10 +60,11 @@ class Kind:
 @dataclass(frozen=True)
 class Gate:
     """Kinds by contrast (with and without skull, real and simulated), and how much likelier another contrast must be
-    before the label is doubted, in log odds."""
+    before the label is doubted, in log odds: of an exam of MANY planes and more, and of fewer."""
 
     kinds: Mapping[str, tuple[Kind, ...]]
     margin: float
+    margin_of_few: float
 
     def refusal(self, planes: Planes, contrast: str) -> str:
         """Return why the series must not be assessed as `contrast`; "" where it may."""
@@ -75,13 +78,16 @@ class Gate:
             return "no brain was found in the images"
         nearest = min(kinds, key=lambda kind: kind.distance(numbers) / kind.limit)
         away = nearest.distance(numbers)
-        if away > nearest.limit:
+        is_exam = int(planes.is_usable.sum()) >= MANY
+        limit = nearest.limit * (SHARE_OF_MANY if is_exam else 1.0)
+        if away > limit:
             worst = _most_unusual(numbers, nearest)
-            return f"unlike {contrast} images of heads (distance {away:.1f}, {nearest.limit:.1f} is the most; {worst})"
+            return f"unlike {contrast} images of heads (distance {away:.1f}, {limit:.1f} is the most; {worst})"
+        margin = self.margin if is_exam else self.margin_of_few
         own = self._unlikeliness(contrast, numbers)
         for name in self.kinds:
             is_similar = any({name, contrast} <= group for group in SIMILAR)
-            if name != contrast and not is_similar and own - self._unlikeliness(name, numbers) > 2 * self.margin:
+            if name != contrast and not is_similar and own - self._unlikeliness(name, numbers) > 2 * margin:
                 return f"labelled {contrast}, and looks like {name}"
         return ""
 
@@ -173,7 +179,7 @@ def read_gate(content: Mapping[str, Any]) -> Gate:
             )
             for name, each in content["kinds"].items()
         }
-        return Gate(kinds, float(content["margin"]))
+        return Gate(kinds, float(content["margin"]), float(content["margin_of_few"]))
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"gate.json cannot be read: {type(error).__name__}") from error
 
@@ -183,6 +189,7 @@ def gate_json(gate: Gate) -> dict[str, Any]:
     return {
         "names": list(NAMES),
         "margin": gate.margin,
+        "margin_of_few": gate.margin_of_few,
         "kinds": {
             name: [
                 {

@@ -19,8 +19,16 @@ EDGE_MM = 12  # from the outside of the head: scalp and skull, where they are
 
 
 def describe(planes: Planes) -> Array:
-    """Return float64 (plane, number): brightness inside and at the rim of the head, its size, edges and symmetry."""
-    return np.array([_describe(each) for each in planes.inputs[:, 0]]).reshape(len(planes.inputs), -1)
+    """Return float64 (plane, number): see `describe_images`."""
+    return describe_images(planes.inputs[:, 0])
+
+
+def describe_images(images: Array) -> Array:
+    """Return float64 (plane, number): brightness inside and at the rim of the head, its size, edges and symmetry.
+
+    images: float (plane, y, x), the first channel of planes.
+    """
+    return np.array([_describe(each) for each in images]).reshape(len(images), -1)
 
 
 def _describe(image: Array) -> list[float]:

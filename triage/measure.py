@@ -19,7 +19,7 @@ from triage.brain import brain_masks
 from triage.findings import Measurement
 from triage.midline import find_midline
 from triage.preprocess import Planes
-from triage.ventricles import FluidAtlas, find_ventricles
+from triage.ventricles import FLUID_IS, FluidAtlas, find_ventricles
 
 SHIFT, VOLUME, INDEX = "midline_shift_mm", "ventricle_volume_ml", "evans_index"
 MIN_PLANES = 5  # with brain: fewer do not show the midline as a whole
@@ -100,14 +100,20 @@ def _usual(contrast: str) -> float:
 
 
 def _ventricles(images: Array, brain: Array, distance_mm: float, contrast: str, ruler: Ruler) -> dict[str, Measurement]:
-    volume, index = (ruler.spreads.get(name, {}).get(contrast) for name in (VOLUME, INDEX))
-    if volume is None or index is None:
+    spreads = {name: ruler.spreads.get(name, {}).get(contrast) for name in (VOLUME, INDEX)}
+    if contrast not in FLUID_IS:
         missing = Measurement(None, reason=f"ventricles cannot be measured on {contrast}: fluid does not stand out")
         return {VOLUME: missing, INDEX: missing}
     found = find_ventricles(images, brain, distance_mm, contrast, ruler.atlas)
     if isinstance(found, str):
         return {VOLUME: Measurement(None, reason=found), INDEX: Measurement(None, reason=found)}
-    return {VOLUME: volume.measurement(found.volume_ml, least=0.0), INDEX: index.measurement(found.index, least=0.0)}
+    raw = {VOLUME: found.volume_ml, INDEX: found.index}
+    return {
+        name: Measurement(None, reason=f"it was not validated on {contrast}")
+        if spread is None
+        else spread.measurement(raw[name], least=0.0)
+        for name, spread in spreads.items()
+    }
 
 
 @dataclass(frozen=True)

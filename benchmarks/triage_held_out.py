@@ -1,0 +1,117 @@
+"""Figures of a network's held-out cases: accuracy at its operating point, by size, calibration, conformal coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from benchmarks.diagnostic import area_under_curve, proportion
+from recon.arrays import Array
+from triage.assess import TriageModel
+from triage.calibration import expected_calibration_error
+from triage.card import Calibration, Decision
+from triage.conformal import HeldOut, conformal_set
+from triage.findings import ABSENT, PRESENT
+
+AREAS_MM2 = (0, 50, 100, 200, 500, 1000, 100_000)
+ALPHAS = (0.05, 0.1, 0.2)
+
+
+def held_out_figures(models: Sequence[TriageModel]) -> dict[str, Any]:
+    """Return by "finding on contrast": AUC, sensitivity and specificity of slices and exams, by size, calibration."""
+    out = {}
+    for model in models:
+        for contrast, card in model.card.contrasts.items():
+            cases = model.calibrations[contrast]
+            slices, exams = ~cases.is_exam, cases.is_exam
+            best = card.one_slice if slices.any() else card.exam
+            use = slices if slices.any() else exams
+            probability = probabilities(best, cases.score[use])
+            out[f"{model.card.finding} on {contrast}"] = {
+                "model": model.name,
+                "evidence": card.evidence,
+                "slice": figures(cases, slices, card.one_slice),
+                "exam": figures(cases, exams, card.exam),
+                "by_area": by_area(cases, use, best),
+                "calibration": calibration_curve(probability, cases.is_positive[use]),
+                "calibration_error": expected_calibration_error(probability, cases.is_positive[use]),
+            }
+    return out
+
+
+def figures(cases: Calibration, use: Array, decision: Decision) -> dict[str, Any] | None:
+    """Return AUC, and sensitivity and specificity at the operating point; None where there are no such cases."""
+    if not use.any():
+        return None
+    score, positive = cases.score[use], cases.is_positive[use]
+    flagged = probabilities(decision, score) >= decision.threshold
+    return {
+        "auc": area_under_curve(score, positive),
+        "sensitivity": proportion(int(flagged[positive].sum()), int(positive.sum())),
+        "specificity": proportion(int((~flagged)[~positive].sum()), int((~positive).sum())),
+        "simulated_cases": int(cases.is_simulated[use].sum()),
+    }
+
+
+def by_area(cases: Calibration, use: Array, decision: Decision) -> list[dict[str, Any]]:
+    """Return the sensitivity by the finding's largest area in a slice."""
+    positive = use & cases.is_positive
+    area = cases.area_mm2[positive]
+    flagged = probabilities(decision, cases.score[positive]) >= decision.threshold
+    return [
+        {"mm2": f"{low} to {high}" if high < AREAS_MM2[-1] else f"over {low}",
+         **proportion(int(flagged[inside].sum()), int(inside.sum()))}
+        for low, high in pairwise(AREAS_MM2)
+        if (inside := (area >= low) & (area < high)).any()
+    ]  # fmt: skip
+
+
+def calibration_curve(probability: Array, positive: Array, n_bins: int = 8) -> list[tuple[float, float, int]]:
+    """Return mean probability, share of positives and number of cases, of bins of equally many cases."""
+    bins = [each for each in np.array_split(np.argsort(probability), n_bins) if each.size]
+    return [(float(probability[each].mean()), float(positive[each].mean()), int(each.size)) for each in bins]
+
+
+def coverage(models: Sequence[TriageModel], n_splits: int) -> dict[str, Any]:
+    """Return how often conformal sets hold the truth over random halves of the held-out cases, by class and alpha."""
+    out: dict[str, Any] = {}
+    rng = np.random.default_rng(0)
+    for model in models:
+        for contrast in model.card.contrasts:
+            cases = model.calibrations[contrast]
+            use = ~cases.is_exam if (~cases.is_exam).any() else cases.is_exam
+            present, absent = cases.score[use & cases.is_positive], cases.score[use & ~cases.is_positive]
+            if min(len(present), len(absent)) >= 10:
+                rows = [_split(present, absent, alpha, n_splits, rng) for alpha in ALPHAS]
+                out[f"{model.card.finding} on {contrast}"] = rows
+    return out
+
+
+def _split(present: Array, absent: Array, alpha: float, n_splits: int, rng: np.random.Generator) -> dict[str, Any]:
+    kept: dict[str, list[float]] = {PRESENT: [], ABSENT: []}
+    sizes: list[int] = []
+    for _ in range(n_splits):
+        known, new = [], {}
+        for name, score in ((PRESENT, present), (ABSENT, absent)):
+            order = rng.permutation(len(score))
+            known.append(score[order[: len(score) // 2]])
+            new[name] = score[order[len(score) // 2 :]][:150]
+        reference = HeldOut(*known)
+        for name, scores in new.items():
+            sets = [conformal_set(float(score), reference, alpha) for score in scores]
+            kept[name].append(float(np.mean([name in each for each in sets])))
+            sizes += [len(each) for each in sets]
+    found: dict[str, Any] = {"alpha": alpha, "splits": n_splits, "ambiguous": float(np.mean(np.array(sizes) == 2))}
+    for name, score in ((PRESENT, present), (ABSENT, absent)):
+        mean, error = float(np.mean(kept[name])), float(np.std(kept[name]) / np.sqrt(n_splits))
+        found[name] = {"coverage": mean, "standard_error": error, "cases": len(score),
+                       "is_kept": mean >= 1 - alpha - 2 * error - 1e-9}  # fmt: skip
+    return found
+
+
+def probabilities(decision: Decision, score: Array) -> Array:
+    """Return the calibrated probabilities of scores."""
+    return np.array([decision.probability(float(each)) for each in score])

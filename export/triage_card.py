@@ -1,0 +1,264 @@
+"""Ship a triage network: `python -m export.triage_card --checkpoint FILE --planes DIR --out DIR [--folds FILE...]`.
+
+Writes model.onnx, card.json, CARD.md and calibration.npz (scores of held-out cases and what inputs look like), after
+checking that ONNX Runtime computes what PyTorch does. Every figure in the card is measured here, with the ONNX file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.onnx import OPSET
+from export.slices import SETS
+from export.triage_checks import check
+from export.triage_images import Plane, load
+from export.triage_likeness import fit_likeness
+from export.triage_onnx import check_triage, open_triage, write_triage
+from export.triage_page import write_page
+from export.triage_statistics import auc, balanced_threshold, fit, proportion, sigmoid, summary, words
+from export.triage_train import is_training, load_triage
+from export.triage_validation import Cases, evaluate, held_out
+from recon.arrays import Array
+from triage.card import CALIBRATION, EVIDENCE
+from triage.preprocess import SIZE, STEP_MM
+
+VERSION = "1"
+STEPS = (100, 200, 400, 1000, 2000)  # mm²
+EXAM_SPECIFICITY = 0.9  # at least: one false alarm in ten exams
+FINDING = {"infarct": "infarct", "infarct-dwi": "infarct", "haemorrhage": "haemorrhage", "mass": "mass"}
+CONTRASTS = {
+    "infarct": {"flair": "real"},
+    "infarct-dwi": {"dwi": "simulated"},
+    "haemorrhage": {"swi": "simulated", "flair": "simulated"},
+    "mass": {"t1ce": "real", "t1": "simulated", "t2": "simulated", "flair": "simulated"},
+}
+LIMITS = {
+    "infarct": [
+        "outlines hold acute and chronic infarcts; the network does not tell them apart",
+        "trained on one axial level of each patient; other levels through other heads, simulated and real",
+        "no healthy controls: slices without a finding come from patients with a stroke elsewhere",
+        "some outlined infarcts cannot be seen on FLAIR at all",
+    ],
+    "mass": [
+        "post-contrast T1w: trained and tested on outlined tumours; no patient without one, so the specificity is that "
+        "of T1w heads without contrast agent",
+        "T1w, T2w and FLAIR: simulated masses only",
+        "neighbouring slices of one patient were kept together by blocks of numbers, not by identity",
+    ],
+    "haemorrhage": ["simulated bleeding only: no patient's haemorrhage was seen in training or testing"],
+    "infarct-dwi": [
+        "simulated contrast and infarcts only: no diffusion-weighted scan was seen in training or testing",
+        "trace-weighted images of b about 1000 s/mm² are meant; no use is made of the diffusion coefficient",
+    ],
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and write the model folder."""
+    parser = argparse.ArgumentParser(prog="python -m export.triage_card", description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--planes", type=Path, required=True, metavar="DIR", help="made by export.triage_images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--folds", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of --fold runs")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    network, checkpoint = load_triage(args.checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "model.onnx"
+    write_triage(network, path)
+    planes = load([each for each in sorted(args.planes.glob("*.npz")) if "part" not in each.name])
+    with_image = [each for each in planes if each.image.shape == SIZE]
+    difference = check_triage(network, path, np.stack([each.image for each in with_image[:3]]).astype(np.float32))
+    session = open_triage(path)
+    name = str(checkpoint["finding"])
+    arrays: dict[str, Array] = {}
+    contrasts = {
+        contrast: _contrast(session, name, contrast, evidence, args.planes, planes, arrays)
+        for contrast, evidence in CONTRASTS[name].items()
+    }
+    np.savez_compressed(args.out / CALIBRATION, **arrays)
+    card: dict[str, Any] = {
+        "name": f"scanside-{name}",
+        "version": VERSION,
+        "task": f"{FINDING[name]} on {', '.join(CONTRASTS[name])}: axial planes to a map of where it lies",
+        "sha256": _sha256(path),
+        "files": {path.name: path.stat().st_size},
+        "finding": FINDING[name],
+        "plane": "axial",
+        "step_mm": STEP_MM,
+        "size": list(SIZE),
+        "opset": OPSET,
+        "inputs": {"planes": ["plane", 2, *SIZE]},
+        "outputs": {"lesion": ["plane", 1, *SIZE], "features": ["plane", int(checkpoint["widths"][-1])]},
+        "parity_with_pytorch": float(f"{difference:.1e}"),
+        "network": {"widths": list(checkpoint["widths"]), "parameters": sum(p.numel() for p in network.parameters())},
+        "training": {k: checkpoint[k] for k in ("minutes", "step", "batch", "seed")},
+        "data": _data(name, planes),
+        "calibration": {"file": CALIBRATION, "sha256": _sha256(args.out / CALIBRATION)},
+        "contrasts": contrasts,
+        "limits": [
+            *LIMITS[name],
+            "axial planes only; children, neonates, implants and earlier surgery were not looked at",
+            "a finding smaller than 100 mm² in every slice is not asked for",
+        ],
+        "not_for": "diagnosis",
+    }
+    if args.folds:
+        card["cross_validation"] = cross_validate(args.folds, args.planes, args.out)
+    (args.out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_page(card, args.out / "CARD.md")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _contrast(
+    session: Any, name: str, contrast: str, evidence: str, folder: Path, planes: list[Plane], arrays: dict[str, Array]
+) -> dict[str, Any]:
+    """Return a contrast's part of the card; its calibration goes into `arrays`."""
+    assert evidence in EVIDENCE
+    cases = held_out(name, contrast, folder)
+    results, features = evaluate(session, cases)
+    is_real = ~results.is_simulated & ~results.is_exam
+    published = is_real & (results.factor == 0)
+    slices = results.where(published) if evidence == "real" else results.where(~results.is_exam)
+    if evidence == "real" and slices.is_positive.all():  # tumours alone: heads without one are another set's
+        slices = results.where(published | (~results.is_exam & ~results.is_positive))
+    exams = results.where(results.is_exam)
+    one, one_threshold = _decision(slices, 0.0)
+    exam, exam_threshold = _decision(exams, EXAM_SPECIFICITY)
+    n_planes = [len(each.images) for each in cases]
+    is_plain = np.repeat([not each.is_simulated or each.group.startswith("head-") for each in cases], n_planes)
+    if contrast in ("swi", "dwi") or not is_plain.any():  # there is nothing else
+        is_plain[:] = True
+    images = np.concatenate([each.images for each in cases])[is_plain]
+    features = features[is_plain]
+    likeness = fit_likeness(session, name, contrast, planes, images, features, arrays)
+    kept = published | (results.is_simulated & (results.is_exam | (evidence == "simulated")))
+    if evidence == "real" and not (published & ~results.is_positive).any():
+        kept |= ~results.is_positive
+    saved = results.where(kept)
+    for field in ("score", "area_mm2"):
+        arrays[f"{contrast}.{field}"] = getattr(saved, field).astype(np.float32)
+    for field in ("is_positive", "is_exam", "is_simulated"):
+        arrays[f"{contrast}.{field}"] = getattr(saved, field)
+    out: dict[str, Any] = {"evidence": evidence, "slice": one, "exam": exam, **likeness}
+    out["metrics"] = {
+        "slices": {"of": "patients" if evidence == "real" else "simulated", **_summary(slices, one_threshold)},
+        "exams": {"of": "simulated", **_summary(exams, exam_threshold)},
+    }
+    if evidence == "real":
+        simulated = results.where(results.is_simulated & ~results.is_exam)
+        out["metrics"]["simulated_slices"] = {"of": "simulated", **_summary(simulated, one_threshold)}
+        out["metrics"]["reconstructed"] = _by_factor(results.where(is_real & (results.factor > 0)), one_threshold)
+        out["checks"] = check(session, cases)
+    return out
+
+
+def _decision(cases: Cases, least_specificity: float) -> tuple[dict[str, float], float]:
+    """Return slope, offset and threshold as the card has them, and the threshold as a score."""
+    slope, offset = fit(cases.score, cases.is_positive)
+    threshold = balanced_threshold(cases.score, cases.is_positive, least_specificity)
+    found = {"slope": slope, "offset": offset, "threshold": sigmoid(slope * threshold + offset)}
+    return {name: round(value, 5) for name, value in found.items()}, threshold
+
+
+def _summary(cases: Cases, threshold: float) -> dict[str, Any]:
+    out = summary(cases.score, cases.is_positive, cases.area_mm2, threshold, STEPS)
+    inside, dice = cases.peak_inside[cases.is_positive], cases.dice[cases.is_positive]
+    if len(inside):
+        out["peak_inside"] = words(proportion(int(np.nansum(inside)), len(inside)))
+        out["median_dice"] = round(float(np.nanmedian(dice)), 3)
+    return out
+
+
+def _by_factor(cases: Cases, threshold: float) -> list[dict[str, Any]]:
+    """Return the results of reconstructed slices by acceleration."""
+    found = []
+    for low, high in ((1, 2), (2, 4), (4, 6), (6, 9)):
+        chosen = cases.where((cases.factor >= low) & (cases.factor < high))
+        if len(chosen.score) > 5:
+            found.append({"acceleration": [low, high - 1], **_summary(chosen, threshold)})
+    return found
+
+
+def _data(name: str, planes: list[Plane]) -> list[dict[str, Any]]:
+    """Return what was trained on, by set."""
+    wanted = {
+        "infarct": ("stroke_flair", "brain"),
+        "mass": ("tumour_t1c", "stroke_flair", "brain"),
+        "haemorrhage": ("stroke_flair", "brain"),
+        "infarct-dwi": ("brain", "shapes"),
+    }[name]
+    extra = {"shapes": ("outlines of infarcts from OpenNeuro ds004889 (Absher 2024)", "CC0")}
+    found = []
+    for source in wanted:
+        members = [each for each in planes if each.label.source == source]
+        training = [each for each in members if is_training(each, "")]
+        what, licence = {**SETS, **extra}[source]
+        found.append(
+            {
+                "set": source,
+                "what": what,
+                "licence": licence,
+                "subjects": len({each.label.group for each in training}),
+                "planes": len(training),
+                "held_out_subjects": len({each.label.group for each in members} - {e.label.group for e in training}),
+            }
+        )
+    heads = [each for each in planes if each.label.source == "heads"]
+    found.append(
+        {
+            "set": "heads",
+            "what": "simulated whole heads on the ICBM 152 average (recon.scanner)",
+            "licence": "ICBM 152 licence beside the asset",
+            "subjects": len({each.label.group for each in heads}),
+            "planes": len(heads),
+            "held_out_subjects": len({each.label.group for each in planes if each.label.source == "exams"}),
+        }
+    )
+    return found
+
+
+def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str, Any]:
+    """Return the results of networks on the patients that each was not trained on, pooled, as published.
+
+    A fold's operating point comes from the other folds' patients: each score is compared with their threshold.
+    """
+    folds = []
+    for path in checkpoints:
+        network, checkpoint = load_triage(path)
+        write_triage(network, out / "fold.onnx")
+        cases = held_out(str(checkpoint["finding"]), "flair", folder, str(checkpoint["fold"]))
+        real = [each for each in cases if not each.is_simulated and each.factor == 0]
+        folds.append(evaluate(open_triage(out / "fold.onnx"), real)[0])
+        (out / "fold.onnx").unlink()
+    score = np.concatenate([each.score for each in folds])
+    is_positive = np.concatenate([each.is_positive for each in folds])
+    area = np.concatenate([each.area_mm2 for each in folds])
+    number = np.repeat(np.arange(len(folds)), [len(each.score) for each in folds])
+    margin = np.empty(len(score))
+    for index in range(len(folds)):
+        others = number != index if len(folds) > 1 else number == index
+        margin[number == index] = score[number == index] - balanced_threshold(score[others], is_positive[others])
+    found: dict[str, Any] = {"folds": len(folds), **summary(margin, is_positive, area, 0.0, STEPS)}
+    found["auc"] = words(auc(score[is_positive], score[~is_positive]))
+    found["auc_by_fold"] = [round(auc(f.score[f.is_positive], f.score[~f.is_positive])[0], 4) for f in folds]
+    dice = np.concatenate([each.dice for each in folds])[is_positive]
+    inside = np.concatenate([each.peak_inside for each in folds])[is_positive]
+    found["median_dice"] = round(float(np.median(dice)), 3)
+    found["peak_inside"] = words(proportion(int(inside.sum()), len(inside)))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The triage factory at its smallest: planes are made, a network trains, and comes out as ONNX with its card."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed: the factory's tests need it")
+pytest.importorskip("onnx", reason="onnx is not installed: the factory's tests need it")
+pytest.importorskip("nibabel", reason="nibabel is not installed: the factory's tests need it")
+
+import nibabel
+import onnx
+import torch
+
+from export import triage_card, triage_checks, triage_images, triage_likeness, triage_train, triage_validation
+from export.triage_augment import add_skull, decoy, is_stripped, look, paste
+from export.triage_images import Label, Plane, load, to_plane
+from export.triage_lesions import insert_bleed, insert_infarct, insert_mass, to_diffusion, to_gradient_echo
+from export.triage_network import TriageNetwork
+from export.triage_onnx import open_triage, run_once, run_triage, write_triage
+from export.triage_recipes import RECIPES
+from export.triage_statistics import auc, balanced_threshold, fit, proportion
+from recon.arrays import Array
+from triage.card import CALIBRATION, read_calibration, read_triage_card
+from triage.preprocess import SIZE
+
+WIDTHS = (4, 4, 8, 8, 8)
+
+
+def brain(rng: np.random.Generator, n: tuple[int, int] = (189, 157)) -> Array:
+    """A skull-stripped oval with dark ventricles and grain, uint8."""
+    y, x = (np.linspace(-1.1, 1.1, each) for each in n)
+    radius = np.hypot(y[:, None], x)
+    image = np.where(radius < 1, 110 + 6 * rng.standard_normal(n), 0)
+    image[(np.abs(y[:, None]) < 0.3) & (np.abs(np.abs(x) - 0.15) < 0.06)] = 25
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def plane(rng: np.random.Generator) -> Array:
+    found = to_plane(brain(rng), None, (1.0, 1.0), Label("a", "b", "train", "flair", "none"))
+    assert found is not None
+    return found.image.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of its usual layout: eight stroke patients, four of them with an infarct, and two brain volumes."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    stroke = folder / "stroke_flair"
+    (stroke / "lesion_masks_mni").mkdir(parents=True)
+    images = np.stack([brain(rng) for _ in range(8)])
+    lesion = np.zeros(images.shape, bool)
+    lesion[::2, 60:85, 40:62] = True
+    images[lesion] = 230
+    np.savez(stroke / "axial.npz", image=images, lesion=np.packbits(lesion, axis=-1))
+    rows = [
+        {"row": i, "subject_id": f"sub-{i}", "patient_group": i, "suggested_split": "val" if i > 3 else "train"}
+        for i in range(8)
+    ]
+    _write(stroke / "index.csv", rows)
+    for i in range(0, 8, 2):
+        mask = np.zeros((157, 189, 12), np.uint8)
+        mask[50:75, 80:110, 3:9] = 1
+        nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), stroke / "lesion_masks_mni" / f"sub-{i}.nii.gz")
+    (folder / "brain").mkdir()
+    rows = []
+    for name, split in (("one", "train"), ("two", "val")):
+        volume = np.stack([brain(rng) for _ in range(4)], -1).transpose(1, 0, 2)[::-1, ::-1]
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([1, 1, 5, 1])), folder / "brain" / f"{name}.nii.gz")
+        rows.append({"file": f"{name}.nii.gz", "subject": name, "split": split, "contrast": "FLAIR"})
+    _write(folder / "brain" / "index.csv", rows)
+    return folder
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_planes_train_a_network_that_comes_out_with_its_card(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planes, run, out = tmp_path / "planes", tmp_path / "run", tmp_path / "model"
+    sets = ["stroke", "brain", "shapes", "stroke-chain", "heads-flair", "exams-flair"]
+    for name, limit in zip(sets, (8, 8, 8, 1, 2, 5), strict=True):
+        arguments = [name, "--data", str(data), "--out", str(planes), "--heads", "1", "--limit", str(limit)]
+        triage_images.main(arguments)
+    made = load(sorted(planes.glob("*.npz")))
+    assert {each.label.source for each in made} == {"stroke_flair", "brain", "shapes", "heads", "exams"}
+    stroke = [each for each in made if each.label.source == "stroke_flair" and each.label.factor == 0]
+    assert all(each.image[each.mask].min() > 1.5 for each in stroke if each.mask.any())
+    monkeypatch.setattr(triage_train, "WIDTHS", WIDTHS)
+    monkeypatch.setattr(triage_train, "BATCH", 2)
+    triage_train.main(
+        ["--finding", "infarct", "--planes", str(planes), "--out", str(run), "--minutes", "0.03", "--fold", ""]
+    )
+    for module, name, value in (
+        (triage_validation, "DRAWS", 1),
+        (triage_validation, "SLICES", 6),
+        (triage_likeness, "N_PLANES", 20),
+        (triage_checks, "N_TRIALS", 2),
+    ):
+        monkeypatch.setattr(module, name, value)
+    checkpoint = str(run / "checkpoint.pt")
+    triage_card.main(["--checkpoint", checkpoint, "--planes", str(planes), "--out", str(out), "--folds", checkpoint])
+    card = json.loads((out / "card.json").read_text("utf-8"))
+    read = read_triage_card(card)
+    assert read.contrasts["flair"].evidence == "real"
+    assert card["cross_validation"]["positive"] == 2  # of four held-out patients
+    with np.load(out / CALIBRATION) as arrays:
+        calibration = read_calibration(arrays, "flair")
+    assert calibration.is_positive.any()
+    assert len(calibration.ood_mean) == WIDTHS[-1] + 12
+    page = (out / "CARD.md").read_text("utf-8")
+    assert "Not for diagnosis" in page
+    assert "| flair | real | slices (patients) |" in page
+
+
+def test_the_graph_is_plain(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = TriageNetwork(WIDTHS)
+    path = tmp_path / "model.onnx"
+    write_triage(network, path)
+    operators = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert operators <= {
+        "Conv", "Relu", "Add", "MaxPool", "ConvTranspose", "Concat", "ReduceMean", "ReduceMax", "Gemm", "Unsqueeze",
+        "Identity",
+        "Constant",
+    }  # fmt: skip
+    images = np.random.default_rng(0).random((3, *SIZE)).astype(np.float32)
+    planes = np.stack((images, images[..., ::-1]), 1)
+    with torch.no_grad():
+        wanted = network.eval()(torch.from_numpy(planes))[0]
+    np.testing.assert_allclose(run_once(open_triage(path), planes)[0], wanted.numpy(), atol=1e-4)
+    logits, features = run_triage(open_triage(path), images)
+    assert logits.shape == (3, 1, *SIZE)
+    assert features.shape == (3, WIDTHS[-1])
+    turned, _ = run_triage(open_triage(path), images[..., ::-1])
+    np.testing.assert_allclose(turned[..., ::-1], logits, atol=1e-4)
+
+
+def test_findings_lie_where_their_masks_say() -> None:
+    rng = np.random.default_rng(1)
+    outline = np.zeros(SIZE, bool)
+    outline[90:120, 60:90] = True
+    image = plane(rng)
+    assert is_stripped(image)
+    changes = {
+        "mass": lambda: insert_mass(rng, image, "t1ce"),
+        "bleed": lambda: insert_bleed(rng, image, "swi"),
+        "infarct": lambda: insert_infarct(rng, image, outline),
+        "pasted": lambda: paste(rng, image, np.zeros(SIZE, bool), np.where(outline, 2.0, image), outline),
+    }
+    for name, change in changes.items():
+        found = [made for made in (change() for _ in range(12)) if made is not None]
+        assert len(found) > 6, name
+        for made, mask in found:
+            assert made.dtype == np.float32
+            assert made.min() >= 0
+            changed = np.abs(made - image)
+            assert mask.any() or name == "bleed"
+            if mask.sum() > 60:
+                assert changed[mask].mean() > 2 * changed[~mask].mean(), name
+
+
+def test_nothing_is_made_out_of_range() -> None:
+    rng = np.random.default_rng(2)
+    image = plane(rng)
+    for _ in range(15):
+        skull = add_skull(rng, image)
+        np.testing.assert_array_equal(skull[image > 0.1], image[image > 0.1])
+        for made in (look(rng, skull), to_diffusion(rng, image, "flair"), to_gradient_echo(rng, image, "t2")):
+            assert np.isfinite(made).all()
+            assert made.min() >= 0
+        assert np.abs(decoy(rng, image, image > 1) - image).max() < 0.4
+
+
+def test_every_recipe_draws_from_what_is_there() -> None:
+    rng = np.random.default_rng(3)
+    mask = np.zeros(SIZE, bool)
+    mask[100:125, 60:85] = True
+    image = plane(rng).astype(np.float16)
+
+    class Everything:
+        by_kind: dict[str, list[Plane]]
+
+        def draw(self, rng: np.random.Generator, kind: str) -> Plane:
+            return self.by_kind[kind][0]
+
+    for name, recipe in RECIPES.items():
+        pool = Everything()
+        pool.by_kind = {}
+        for source, contrast, finding in (
+            ("stroke_flair", "flair", "infarct"), ("tumour_t1c", "t1ce", "glioma"), ("brain", "t1", "none"),
+            ("brain", "t2", "none"), ("brain", "flair", "none"), ("shapes", "none", "infarct"),
+            ("heads", "flair", "mass"), ("heads", "flair", "bleed"), ("heads", "dwi", "infarct"),
+        ):  # fmt: skip
+            label = Label(source, "group-1", "train", contrast, finding)
+            shown = mask if source != "brain" else np.zeros_like(mask)
+            each = Plane(image, shown, label)
+            if kind := recipe.kind(each):
+                pool.by_kind.setdefault(kind, []).append(each)
+        found = [recipe.draw(rng, pool) for _ in range(25)]
+        assert all(each.image.shape == SIZE and np.isfinite(each.image).all() for each in found), name
+        shares = np.mean([each.mask.any() for each in found])
+        assert 0.1 < shares < 1, name
+
+
+def test_statistics() -> None:
+    rng = np.random.default_rng(4)
+    positive, negative = rng.normal(2, 1, 300), rng.normal(0, 1, 300)
+    area, low, high = auc(positive, negative)
+    assert area == pytest.approx(0.921, abs=0.02)  # Φ(2 / √2)
+    assert low < area < high
+    assert auc(np.ones(5), np.zeros(5))[0] == 1.0
+    assert proportion(90, 100) == pytest.approx((0.9, 0.8238, 0.9510), abs=1e-4)  # Clopper & Pearson's tables
+    assert proportion(0, 10)[1] == 0.0
+    score = np.concatenate((positive, negative))
+    is_positive = np.arange(600) < 300
+    assert balanced_threshold(score, is_positive) == pytest.approx(1, abs=0.25)
+    assert (negative < balanced_threshold(score, is_positive, 0.97)).mean() >= 0.97
+    slope, offset = fit(score, is_positive)
+    assert (slope, offset) == pytest.approx((2, -2), abs=0.5)  # the ratio of two normal densities

@@ -103,17 +103,17 @@ def panels(results: dict[str, Any]) -> list[Any]:
         states = ("not assessed", "flagged", "not flagged")
         rows = [(kind, _shares([(state, of[state]) for state in states])) for kind, of in found.items()]
         out.append(Bars("Foreign and spoiled input", rows, "share", names=states))
-    desks = [each for each in results.get("queue", {}).get("table", []) if each["prevalence"] == 0.1]
+    table_rows = results.get("queue", {}).get("table", [])
+    desks = [each for each in table_rows if (each["prevalence"], each["load"]) == (0.1, 0.8)]
     if desks:
-        names = ("with the finding", "without it", "missed")
-        bars = []
-        for each in desks:
-            label = f"{each['operating_point']}, load {each['load']:g}"
-            bars.append(
-                (label, _shares([(n, each[k]) for n, k in zip(names, ("diseased", "without", "missed"), strict=True)]))
-            )
-        notes = [f"first come {each['first_come']:.0f}" for each in desks]
-        out.append(Bars("Minutes of waiting, end to end", bars, "min", notes, names=names))
+        groups = {"with the finding": "diseased", "without it": "without", "missed": "missed"}
+        bars = [
+            (f"{each['operating_point']}, {group}", [Segment(group, 0, each[name])])
+            for each in desks
+            for group, name in groups.items()
+        ]
+        title = f"Minutes until reading, load 0.8, 10 % with the finding; first come: {desks[0]['first_come']:.0f}"
+        out.append(Bars(title, bars, "min", names=tuple(groups)))
     return out or [Curves("Nothing was measured", {}, "", "")]
 
 

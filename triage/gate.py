@@ -28,6 +28,7 @@ NAMES = (
 MIN_SHARE = 0.5  # of the largest plane's brain: the planes that are looked at
 MIN_AREA_MM2 = 2500.0
 MANY = 5  # planes whose mean scatters little
+SHARE_OF_MANY = 0.6  # of a plane's limit: real exams keep within 0.5 of it
 SIMILAR = ({"t1", "t1ce"},)  # labels that cannot be told apart by these numbers
 
 
@@ -77,10 +78,12 @@ class Gate:
             return "no brain was found in the images"
         nearest = min(kinds, key=lambda kind: kind.distance(numbers) / kind.limit)
         away = nearest.distance(numbers)
-        if away > nearest.limit:
+        is_exam = int(planes.is_usable.sum()) >= MANY
+        limit = nearest.limit * (SHARE_OF_MANY if is_exam else 1.0)
+        if away > limit:
             worst = _most_unusual(numbers, nearest)
-            return f"unlike {contrast} images of heads (distance {away:.1f}, {nearest.limit:.1f} is the most; {worst})"
-        margin = self.margin if planes.is_usable.sum() >= MANY else self.margin_of_few
+            return f"unlike {contrast} images of heads (distance {away:.1f}, {limit:.1f} is the most; {worst})"
+        margin = self.margin if is_exam else self.margin_of_few
         own = self._unlikeliness(contrast, numbers)
         for name in self.kinds:
             is_similar = any({name, contrast} <= group for group in SIMILAR)

@@ -11,7 +11,7 @@ everything up to the image is made there, and images come back.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -47,6 +47,7 @@ from recon.reconstruct import (
 from recon.scan import Encoding, Geometry, ImageKey, KSpace, Role
 
 _FEW_SLICES = 4  # are all measured thoroughly
+_MAX_UNMEASURED = 256 << 20  # bytes of k-space of slices that wait to be judged: they wait for images, not for ever
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,16 @@ class _Begin(NamedTuple):
 
     at_s: float
     stage_ms: dict[str, float]
+
+
+class _Unmeasured(NamedTuple):
+    """A slice whose images have gone out and whose measures have not been taken. numbers: int (ky), of its readouts."""
+
+    key: ImageKey
+    start: Start
+    learned: Learned | None
+    numbers: Array
+    n_slices: int
 
 
 class Chain:
@@ -126,6 +137,7 @@ class Chain:
         self._triage = triage
         self._assembler = Assembler(self._scan, self._max_bytes)
         self._coils: dict[ImageKey, tuple[int, Sensitivities]] = {}
+        self._unmeasured: deque[_Unmeasured] = deque()
         self._volumes = Volumes(results, self._scan)
         card = self._network.card if self._network else None
         self._watch = Watch(self._scan, card.trained_range if card else None, on_fault, card.limits if card else None)
@@ -154,13 +166,16 @@ class Chain:
             begin = self._begin()
 
     def work_ahead(self) -> bool:
-        """Make the coil maps of one slice whose calibration lines have come; return False where none waits."""
+        """Make the maps of one slice whose calibration lines have come, else judge one; False where none waits."""
         if self._method == "zero-filled":
             return False
         for key in self._assembler.open_keys():
             if not self._scan.encodings[key.encoding].is_3d and self._is_stale(self._assembler, key):
                 self._sense(self._assembler, key)
                 return True
+        if self._unmeasured:
+            self._measure_next()
+            return True
         return False
 
     def finish(self, ending: str, reason: str, replay: Callable[[], Iterable[Readout]]) -> dict[str, Any]:
@@ -177,6 +192,8 @@ class Chain:
         if ending == "complete":
             with self.clock.stage("check"):
                 self._watch.finish()
+        while self._unmeasured:
+            self._measure_next()
         verdict = self._watch.verdict(self.set_aside, ending)
         with self.clock.stage("write"):
             self._volumes.finish(lambda: verdict)
@@ -284,9 +301,11 @@ class Chain:
             volumes.put(key, Made(classical.image, None if learned is None else learned.image, reason, first))
         elif self._method in ("auto", "network"):
             volumes.put(key, Made(classical.image, None, reason, first))
-        if classical.start is not None and not encoding.is_3d:
-            with self._stage("judge"):
-                self._measure(key, classical.start, learned, numbers[0], n_slices)
+        is_judged = self._network is not None and self._network.card.limits is not None
+        if is_judged and classical.start is not None and not encoding.is_3d:
+            self._unmeasured.append(_Unmeasured(key, classical.start, learned, numbers[0], n_slices))
+            if len(self._unmeasured) * classical.start.kspace.samples.nbytes > _MAX_UNMEASURED:
+                self._measure_next()
         if volumes.is_whole(key):
             with self.clock.stage("write"):
                 volumes.close(volume_key(key), lambda: self._watch.verdict(self.set_aside, "complete"))
@@ -308,19 +327,20 @@ class Chain:
             raise AcquisitionError(f"the network cannot serve this scan: {reason}")
         return reason
 
-    def _measure(self, key: ImageKey, start: Start, learned: Learned | None, numbers: Array, n_slices: int) -> None:
-        """Take the measures of one slice that the verdict rests on; those that cost most of every second slice."""
-        if self._network is None or self._network.card.limits is None:
-            return
-        ranks, in_order = ranked(numbers)
-        measures = measure_slice(
-            start,
-            ranks,
-            None if learned is None else self._network,
-            None if learned is None else learned.solution,
-            thorough=n_slices < _FEW_SLICES or key.slice % 2 == 0,
-        )
-        self._watch.judge(key, measures, in_order)
+    def _measure_next(self) -> None:
+        """Take the measures of the slice that has waited longest; those that cost most of every second slice."""
+        assert self._network is not None
+        waiting = self._unmeasured.popleft()
+        ranks, in_order = ranked(waiting.numbers)
+        learned = waiting.learned
+        thorough = waiting.n_slices < _FEW_SLICES or waiting.key.slice % 2 == 0
+        with self._stage("judge"):
+            try:
+                network, solution = (None, None) if learned is None else (self._network, learned.solution)
+                measures = measure_slice(waiting.start, ranks, network, solution, thorough=thorough)
+            except BackendError:  # the network's image was made: what needs no further run is measured
+                measures = measure_slice(waiting.start, ranks, None, None, thorough=False)
+        self._watch.judge(waiting.key, measures, in_order)
 
     def _run_network(self, classical: Classical, encoding: Encoding) -> tuple[Learned | None, str]:
         """Return the network's image, or why its run failed: the classical one then leads, and says so."""

@@ -25,7 +25,7 @@ from export.triage_onnx import check_triage, open_triage, write_triage
 from export.triage_page import write_page
 from export.triage_statistics import auc, balanced_threshold, fit, proportion, sigmoid, summary, words
 from export.triage_train import is_training, load_triage
-from export.triage_validation import Cases, evaluate, held_out
+from export.triage_validation import Cases, evaluate, held_out, visibility
 from recon.arrays import Array
 from triage.card import CALIBRATION, EVIDENCE
 from triage.preprocess import SIZE, STEP_MM
@@ -234,7 +234,7 @@ def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str
 
     A fold's operating point comes from the other folds' patients: each score is compared with their threshold.
     """
-    folds = []
+    folds, seen = [], []
     for path in checkpoints:
         network, checkpoint = load_triage(path)
         write_triage(network, out / "fold.onnx")
@@ -242,6 +242,7 @@ def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str
         real = [each for each in cases if not each.is_simulated and each.factor == 0]
         folds.append(evaluate(open_triage(out / "fold.onnx"), real)[0])
         (out / "fold.onnx").unlink()
+        seen += [visibility(each) for each in real]
     score = np.concatenate([each.score for each in folds])
     is_positive = np.concatenate([each.is_positive for each in folds])
     area = np.concatenate([each.area_mm2 for each in folds])
@@ -257,6 +258,15 @@ def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str
     inside = np.concatenate([each.peak_inside for each in folds])[is_positive]
     found["median_dice"] = round(float(np.median(dice)), 3)
     found["peak_inside"] = words(proportion(int(inside.sum()), len(inside)))
+    contrast = np.array(seen)[is_positive]
+    steps = []
+    for low, high in ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, np.inf)):
+        chosen = (contrast >= low) & (contrast < high)
+        if chosen.any():
+            hits = int((margin[is_positive][chosen] >= 0).sum())
+            found_here = {"from": low, "cases": int(chosen.sum())}
+            steps.append({**found_here, "sensitivity": words(proportion(hits, int(chosen.sum())))})
+    found["by_visibility"] = steps
     return found
 
 

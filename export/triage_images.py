@@ -311,7 +311,7 @@ def _heads(
             chosen = [int(each) for each in rng.choice(protocol.n_slices, 3, replace=False)]
         for index in dict.fromkeys(chosen):
             made = scan_slice(head, protocol, int(index), lesion)
-            split = "train" if first == HEAD_SEEDS else "val"
+            split = "train" if seed < HELD_OUT_SEEDS else "val"
             label = Label("heads", f"head-{seed}", split, contrast, finding, int(index))
             spacing = (protocol.fov_mm[0] / protocol.matrix[0], protocol.fov_mm[1] / protocol.matrix[1])
             if rng.random() < CHAIN_SHARE:

@@ -32,7 +32,7 @@ def write_page(card: dict[str, Any], path: Path) -> None:
         found = card["cross_validation"]
         title = f"slices (patients), cross-validated over {found['folds']} folds"
         lines.append(f"| flair | real | {title} | {_row(found)} |")
-    lines += _by_size(card) + _by_factor(card) + _checks(card)
+    lines += _by_size(card) + _by_visibility(card) + _by_factor(card) + _checks(card)
     lines += ["", "**Data.**", ""]
     for each in card["data"]:
         held = f", {each['held_out_subjects']} held out"
@@ -54,6 +54,19 @@ def _by_size(card: dict[str, Any]) -> list[str]:
                 lines.append(f"| {contrast} | {name} | {_size(size)} |")
     found = card.get("cross_validation", {}).get("by_size", [])
     return lines + [f"| flair | cross-validated | {_size(size)} |" for size in found]
+
+
+def _by_visibility(card: dict[str, Any]) -> list[str]:
+    rows = card.get("cross_validation", {}).get("by_visibility", [])
+    if not rows:
+        return []
+    text = (
+        "Cross-validated sensitivity by how far the finding's brightness is from its surroundings' (in their scatter):"
+    )
+    head = ["| contrast | from | n | sensitivity |", "|---|---|---|---|"]
+    return ["", text, "", *head] + [
+        f"| flair | {row['from']:g} | {row['cases']} | {_value(row['sensitivity'])} |" for row in rows
+    ]
 
 
 def _by_factor(card: dict[str, Any]) -> list[str]:

@@ -113,6 +113,19 @@ def held_out(finding: str, contrast: str, folder: Path, fold: str = "", seed: in
     return cases
 
 
+def visibility(case: Case) -> float:
+    """Return how far a slice's finding stands out: its brightness against a ring around it, in the ring's scatter.
+
+    NaN without a finding.
+    """
+    image, mask = case.images[0], case.masks[0]
+    ring = ndimage.binary_dilation(mask, iterations=12) & ~ndimage.binary_dilation(mask, iterations=3) & (image > 0.4)
+    if not mask.any() or ring.sum() < 20:
+        return float("nan")
+    scatter = 1.4826 * np.median(np.abs(image[ring] - np.median(image[ring])))
+    return float(abs(np.median(image[mask]) - np.median(image[ring])) / max(scatter, 1e-3))
+
+
 def _planes(folder: Path) -> list[Plane]:
     return load([path for path in sorted(folder.glob("*.npz")) if "part" not in path.name])
 

@@ -306,12 +306,17 @@ def test_dciodvfy_finds_no_error_in_the_note(tmp_path: Path, exam: Exam, receive
     assert not [line for line in lines if line.startswith("Error")]
 
 
-def scanned(folder: Path, told: list[dict[str, Any]], motion_mm: float) -> dict[str, Any]:
-    """The report on a scan of the simulated head by the network that is shipped; what was announced goes to `told`."""
+def moving(folder: Path, motion_mm: float) -> RawFile:
+    """A scan of the simulated head, which moves half way through each slice."""
     protocol = Protocol(matrix=(128, 128), n_slices=2, n_coils=8, acceleration=2, snr=40.0)
     protocol = replace(protocol, motion_mm=motion_mm, motion_deg=motion_mm / 2)
     simulate_file(folder / "scan.h5", protocol, seed=11)
-    raw = open_raw(folder / "scan.h5")
+    return open_raw(folder / "scan.h5")
+
+
+def scanned(folder: Path, told: list[dict[str, Any]], motion_mm: float) -> dict[str, Any]:
+    """The report on such a scan by the network that is shipped; what was announced goes to `told`."""
+    raw = moving(folder, motion_mm)
     network = Supply(backend="cpu").network()
     return run(raw, folder / "out", list(readouts(raw)), network=network, on_fault=told.append)
 
@@ -334,3 +339,24 @@ def test_a_head_that_moves_is_not_trusted_and_is_announced_with_its_lines(tmp_pa
     early = next(fault for fault in told if fault["fault"] == "motion")
     assert early["early"]
     assert early["order"] in motion["lines"]
+
+
+def test_slices_are_judged_when_no_image_waits(tmp_path: Path) -> None:
+    raw = moving(tmp_path, 6.0)
+    scan, exam = read_header(raw.header, "0" * 26)
+    told: list[dict[str, Any]] = []
+    images: list[str] = []
+    chain = Chain(
+        Results(tmp_path / "out", scan, exam, RECEIVED),
+        network=Supply(backend="cpu").network(),
+        on_fault=told.append,
+        on_image=lambda image: images.append(image.series),
+    )
+    for readout in readouts(raw):
+        chain.feed(readout)
+    assert len(images) == 4
+    assert not told
+    assert "judge" not in chain.clock.ms
+    while chain.work_ahead():
+        pass
+    assert "motion" in {fault["fault"] for fault in told}

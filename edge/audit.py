@@ -36,6 +36,7 @@ EVENTS = {  # what happened: (event id, event type), both DICOM DCM codes with t
     "alert": (("110111", "Procedure Record"), None),
     "acknowledged": (("110111", "Procedure Record"), None),
     "escalated": (("110111", "Procedure Record"), None),
+    "transfer": (("110104", "DICOM Instances Transferred"), None),
     "import": (("110107", "Import"), None),
     "export": (("110106", "Export"), None),
 }

@@ -62,8 +62,10 @@ class DaemonProcess:
 
     def worker_pid(self) -> int | None:
         """The process that reconstructs, or None between two of them."""
-        with suppress(OSError, ValueError, IndexError):
-            return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+        with suppress(OSError, ValueError):
+            for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                if b"edge.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
         return None
 
     def kill(self) -> None:

@@ -23,6 +23,12 @@ class RejectedError(DeliveryError):
     code = "rejected"
 
 
+class UnreachableError(DeliveryError):
+    """The receiver takes nothing at present: what else waits for it need not be tried now."""
+
+    code = "unreachable"
+
+
 class Sink(Protocol):
     """A receiver. name: short and stable, as the ledger calls it."""
 

@@ -307,7 +307,7 @@ class Daemon:
             self._publish("quality", scan.scan_id, report["quality"])
             found = {"findings": report["findings"], "measurements": report["measurements"]}
             self._publish("findings", scan.scan_id, found)
-            entered = self._desk.enter(alerts)
+            entered = self._front.enter(scan.scan_id, alerts, report["objects"])
             self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, scan.end(report))
             self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
         self._front.announce(entered)

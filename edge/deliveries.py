@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS deliveries (
     PRIMARY KEY (sink, key)
 );
 CREATE INDEX IF NOT EXISTS deliveries_waiting ON deliveries (sink) WHERE state = 'waiting';
+CREATE INDEX IF NOT EXISTS deliveries_next ON deliveries (sink, attempts) WHERE state = 'waiting';
 """
 
 
@@ -56,9 +57,22 @@ class Deliveries:
             (sink, key, json.dumps(content, allow_nan=False), at),
         )
 
+    def enter_again(self, sink: str, key: str, content: Mapping[str, Any], at: str) -> None:
+        """Enter what is to be delivered as it is now: what waits under this key, or was given up, is replaced."""
+        self._db.execute(
+            "INSERT INTO deliveries (sink, key, content, at) VALUES (?, ?, ?, ?) ON CONFLICT (sink, key) DO UPDATE "
+            "SET content = excluded.content, state = 'waiting', attempts = 0, reason = '', at = excluded.at "
+            "WHERE state <> 'delivered'",
+            (sink, key, json.dumps(content, allow_nan=False), at),
+        )
+
     def waiting(self, sink: str, most: int = 100) -> list[Delivery]:
         """Return what waits for one receiver, the least often tried first."""
         return self._select("sink = ? AND state = 'waiting' ORDER BY attempts, rowid LIMIT ?", (sink, most))
+
+    def oldest(self, sink: str) -> Delivery | None:
+        """Return what has waited longest for one receiver, None where nothing waits."""
+        return next(iter(self._select("sink = ? AND state = 'waiting' ORDER BY rowid LIMIT 1", (sink,))), None)
 
     def dead(self, most: int = 1000) -> list[Delivery]:
         """Return what was given up, the newest first."""
@@ -74,6 +88,26 @@ class Deliveries:
         self._db.execute(
             "UPDATE deliveries SET state = ?, reason = ?, attempts = attempts + 1, at = ? WHERE sink = ? AND key = ?",
             (state, reason, at, delivery.sink, delivery.key),
+        )
+
+    def miss(self, sink: str, most_attempts: int, reason: str, at: str) -> list[str]:
+        """Count an attempt against all that waits for a receiver that takes nothing; return the keys given up by it."""
+        self._db.execute(
+            "UPDATE deliveries SET attempts = attempts + 1, reason = ?, at = ?, state = CASE WHEN attempts + 1 >= ? "
+            "THEN 'dead' ELSE 'waiting' END WHERE sink = ? AND state = 'waiting'",
+            (reason, at, most_attempts, sink),
+        )
+        rows = self._db.execute(
+            "SELECT key FROM deliveries WHERE sink = ? AND state = 'dead' AND at = ? AND reason = ?", (sink, at, reason)
+        )
+        return [row[0] for row in rows]
+
+    def forget(self, sink: str, keep: int) -> None:
+        """Forget what was delivered, all but the last `keep`."""
+        self._db.execute(
+            "DELETE FROM deliveries WHERE sink = ? AND state = 'delivered' AND rowid <= "
+            "(SELECT max(rowid) FROM deliveries) - ?",
+            (sink, keep),
         )
 
     def revive(self, sink: str, key: str = "") -> int:

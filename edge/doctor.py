@@ -18,13 +18,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.clock_sync import clock_state
+from edge.dicom_net import Peer, echo
+from edge.dicom_stow import StowSender
 from edge.keyring import Keyring
 from edge.model import RECONSTRUCTION
+from edge.pacs import store_peer
 from edge.power import look_for_meters
 from edge.secret import SecretError, read_secret
-from edge.settings import Settings, SettingsError, check, needs_keys, read_settings
+from edge.settings import PacsSettings, Settings, SettingsError, check, needs_keys, read_settings
 from edge.supply import Supply
-from recon.errors import BackendError, ModelError
+from recon.errors import BackendError, DeliveryError, ModelError
 
 _PACKAGES = (
     "numpy",
@@ -32,6 +35,7 @@ _PACKAGES = (
     "h5py",
     "ismrmrd",
     "pydicom",
+    "pynetdicom",
     "pyzmq",
     "rich",
     "pillow",
@@ -104,7 +108,7 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         host, _, port = place.rpartition(":")
         if scheme == "tcp" and port.isdigit():
             found.append(_port(what, host.strip("[]").replace("*", "0.0.0.0"), int(port)))
-    found += [clock_finding(), *secret_findings(settings, state)]
+    found += [clock_finding(), *secret_findings(settings, state), *archive_findings(settings.pacs)]
     return found + [_tool(name, use) for name, use in _TOOLS.items()]
 
 
@@ -204,6 +208,28 @@ def secret_findings(settings: Settings, state: Path) -> list[Finding]:
             except SecretError as error:
                 found.append(Finding("fault", "secret", str(error)))
     return found
+
+
+def archive_findings(pacs: PacsSettings) -> list[Finding]:
+    """Ask each archive that the settings name whether it is there: a C-ECHO, a search over DICOMweb."""
+    found = []
+    if pacs.host:
+        words = f"{pacs.called_ae} at {pacs.host}:{pacs.port} answers a C-ECHO"
+        if not (pacs.ca or pacs.cert):
+            words += ", without TLS"
+        try:
+            echo(Peer(**store_peer(pacs)))
+            found.append(Finding("ok", "archive", words))
+        except DeliveryError as error:
+            found.append(Finding("fault", "archive", f"{pacs.called_ae} at {pacs.host}:{pacs.port}: {error}"))
+    if pacs.stow:
+        ca, token = (Path(name) if name else None for name in (pacs.stow_ca, pacs.stow_token))
+        try:
+            StowSender(pacs.stow, ca=ca, token=token, timeout_s=pacs.timeout_s).check()
+            found.append(Finding("ok", "DICOMweb", f"{pacs.stow} answers"))
+        except DeliveryError as error:
+            found.append(Finding("fault", "DICOMweb", f"{pacs.stow}: {error}"))
+    return found or [Finding("ok", "archive", "none is named: objects stay in the state folder")]
 
 
 def _port(what: str, host: str, port: int) -> Finding:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from edge.alert import Alert
 from edge.audit import AuditTrail
 from edge.deadline import SystemClock
 from edge.desk import Desk, DeskRules
@@ -16,6 +17,7 @@ from edge.keyring import Keyring
 from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.outlets import Outlets
+from edge.pacs import Pacs
 from edge.router import Router
 from edge.settings import AlertSettings, Settings, host_and_port, needs_keys
 from edge.wire import Publisher
@@ -51,6 +53,7 @@ class Front:
             self._router = Router(settings.alerts.address, self._gate if locked["alerts"] else None)
             self._router.open()
             self.outlets = Outlets(settings.sinks, ledger, audit)
+            self.pacs = Pacs(settings, ledger, audit, self.outlets.deliveries)
         except DeliveryError:
             self.close()
             raise
@@ -73,14 +76,20 @@ class Front:
         self.desk.offer("deliveries", self.outlets.list_dead)
         self.desk.offer("retry", self.outlets.retry)
 
+    def enter(self, scan_id: str, alerts: Sequence[Alert], objects: Iterable[str]) -> list[str]:
+        """Enter a scan's alerts and DICOM objects within the caller's transaction; return the alerts that are new."""
+        self.pacs.enter(scan_id, objects)
+        return self.desk.enter(alerts)
+
     def announce(self, alert_ids: Iterable[str]) -> None:
-        """Begin to send alerts that were entered and committed."""
+        """Begin to send what was entered and committed."""
         self.desk.announce(alert_ids)
         self.outlets.wake()
+        self.pacs.wake()
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Return what is to run while the daemon does."""
-        return [self.desk.run(), *self.outlets.tasks()]
+        return [self.desk.run(), *self.outlets.tasks(), *self.pacs.tasks()]
 
     def close(self) -> None:
         """Close all sockets, after half a second for what is queued."""

@@ -53,6 +53,10 @@ class Metrics:
             "scanside_deliveries", "What goes to other systems, by state", ["sink", "state"], registry=registry
         )
 
+        self._archive = Gauge(
+            "scanside_archive_wait_seconds", "For how long the oldest object has waited", ["sink"], registry=registry
+        )
+
     def serve(self, host: str, port: int) -> None:
         """Answer at http://host:port/metrics; raises DeliveryError where the port cannot be had."""
         try:
@@ -92,6 +96,7 @@ class Metrics:
         audit: int,
         audit_is_broken: bool,
         deliveries: Mapping[tuple[str, str], int],
+        archive_s: Mapping[str, float],
     ) -> None:
         """Set what is as it is now."""
         self._scans.set(scans)
@@ -105,6 +110,8 @@ class Metrics:
         self._broken.set(audit_is_broken)
         for (sink, state), n in deliveries.items():
             self._queue.labels(sink, state).set(n)
+        for sink, oldest in archive_s.items():
+            self._archive.labels(sink).set(oldest)
 
     def close(self) -> None:
         """Stop answering."""

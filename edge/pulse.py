@@ -77,4 +77,5 @@ class Pulse:
             audit=self._audit.head.n,
             audit_is_broken=self._audit.is_broken,
             deliveries=self._front.outlets.deliveries.count(),
+            archive_s=self._front.pacs.oldest_s(),
         )

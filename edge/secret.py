@@ -42,6 +42,11 @@ def read_secret(path: Path) -> bytes:
         os.close(file)
 
 
+def check_secret(path: Path) -> None:
+    """Refuse a file as `read_secret` does, for libraries that read it themselves."""
+    read_secret(path)
+
+
 def write_secret(path: Path, content: bytes) -> None:
     """Write a new file with mode 0600; raises SecretError where there is one already or the disk does not allow it."""
     try:

@@ -129,6 +129,32 @@ class SinkSettings:
 
 
 @dataclass(frozen=True)
+class PacsSettings:
+    """The archive that finished scans go to; "" is nowhere.
+
+    By C-STORE to `host`, by STOW-RS to `stow`, a DICOMweb base address, or both. `ca`, `cert` and `key` are files for
+    DICOM TLS. `commitment` is HOST:PORT where the archive reports what it has committed to keep; "" does not ask.
+    An object that failed `attempts` times, with pauses of up to `longest_pause_s` between them, is given up.
+    """
+
+    host: str = ""
+    port: int = 104
+    called_ae: str = "PACS"
+    calling_ae: str = "SCANSIDE"
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    commitment: str = ""
+    commitment_s: float = 60.0
+    stow: str = ""
+    stow_ca: str = ""
+    stow_token: str = ""
+    attempts: int = 500
+    longest_pause_s: float = 600.0
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True)
 class MetricsSettings:
     """`address` is HOST:PORT on loopback where Prometheus may ask; "" is nowhere."""
 
@@ -154,6 +180,7 @@ class Settings:
     events: EventSettings = field(default_factory=EventSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
     sinks: SinkSettings = field(default_factory=SinkSettings)
+    pacs: PacsSettings = field(default_factory=PacsSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
@@ -175,6 +202,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "alerts.resend_s": (0.05, 3600),
     "sinks.attempts": (1, 1000),
     "sinks.timeout_s": (0.1, 600),
+    "pacs.port": (1, 65535),
+    "pacs.commitment_s": (0.1, 3600),
+    "pacs.attempts": (1, 100_000),
+    "pacs.longest_pause_s": (0.05, 86400),
+    "pacs.timeout_s": (0.1, 600),
     "disk.min_free_mib": (0, 1 << 30),
 }
 _CHOICES = {
@@ -221,6 +253,7 @@ def check(settings: Settings) -> None:
         raise SettingsError("metrics.address must be on loopback: it has no password")
     _check_scanners(settings.mrd)
     _check_sinks(settings.sinks)
+    _check_pacs(settings.pacs)
     groups = settings.alerts.groups
     if not groups or len(set(groups)) < len(groups) or not all(name and name.isprintable() for name in groups):
         raise SettingsError(f"alerts.groups is {list(groups)}; it must name at least one group, and each once")
@@ -258,6 +291,25 @@ def _check_sinks(sinks: SinkSettings) -> None:
         parts = urlsplit(sinks.fhir)
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
             raise SettingsError("sinks.fhir must begin with https://, or be on this machine")
+
+
+def check_ae_title(key: str, title: str) -> None:
+    """Raise SettingsError where `title` is no application entity title: 1 to 16 characters of ASCII."""
+    if not 1 <= len(title.strip()) <= 16 or not (title.isascii() and title.isprintable()) or "\\" in title:
+        raise SettingsError(f"{key} is {title!r}; an AE title has 1 to 16 characters of ASCII, and no backslash")
+
+
+def _check_pacs(pacs: PacsSettings) -> None:
+    check_ae_title("pacs.called_ae", pacs.called_ae)
+    check_ae_title("pacs.calling_ae", pacs.calling_ae)
+    if pacs.key and not pacs.cert:
+        raise SettingsError("pacs.key needs pacs.cert, the certificate that it belongs to")
+    if pacs.commitment:
+        host_and_port(pacs.commitment)
+    if pacs.stow:
+        parts = urlsplit(pacs.stow)
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+            raise SettingsError("pacs.stow must begin with https://, or be on this machine")
 
 
 def is_loopback(host: str) -> bool:

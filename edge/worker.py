@@ -30,6 +30,7 @@ from edge.exam_triage import ExamTriage, open_triage
 from edge.header import read_header
 from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
+from edge.objects import objects_of
 from edge.pseudonym import exam_keys
 from edge.results import Results
 from edge.secret import read_secret
@@ -205,6 +206,7 @@ class OpenScan:
             n_readouts=report["n_readouts"],
             stage_ms=report["stage_ms"],
             exam=self._exam_keys,
+            objects=objects_of(Path(self._order["results"]), report),
         )
 
     def _replay(self) -> Iterator[Readout]:

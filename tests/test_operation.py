@@ -176,7 +176,7 @@ def test_gauges_and_counters_name_no_scan() -> None:
     metrics.on_event("findings", {"scan_id": "SECRET", "findings": [{"finding": "mass", "state": "not assessed"}]})
     metrics.set_gauges(
         scans=1, worker=True, silent_s=0.5, free_bytes=10, open_alerts=2, oldest_s=3.0, clients=1, audit=5,
-        audit_is_broken=False, deliveries={("hl7", "dead"): 4},
+        audit_is_broken=False, deliveries={("hl7", "dead"): 4}, archive_s={"pacs": 6.0},
     )  # fmt: skip
     page = generate_latest(metrics.registry).decode()
     assert 'scanside_verdicts_total{verdict="none"} 1.0' in page

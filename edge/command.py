@@ -32,6 +32,7 @@ COMMANDS = {
     "engines": ("edge.engine_command", "build TensorRT engines on this device, or list those that are there"),
     "audit": ("edge.audit_command", "verify that nobody changed the audit trail"),
     "pacs": ("edge.pacs_command", "what waits for the archive, what was given up, and have it tried again"),
+    "export": ("edge.export_command", "the DICOM objects of scans for use elsewhere, de-identified"),
     "ledger": ("edge.ledger_command", "copy the ledger while the daemon runs, and put a copy back"),
     "doctor": ("edge.doctor", "check what is installed, what would be used and what is missing"),
 }

@@ -23,14 +23,15 @@ def exam_keys(exam: Exam, scan_id: str, secret: bytes, identifiers: str = "pseud
     name, patient number or date.
     """
     uid = study_uid(exam, scan_id)
-    keys = {"exam_key": _key(secret, "study", uid)}
+    keys = {"exam_key": pseudonym(secret, "study", uid)}
     if exam.subject.identifier:
-        keys["patient_key"] = _key(secret, "patient", exam.subject.identifier)
+        keys["patient_key"] = pseudonym(secret, "patient", exam.subject.identifier)
     if identifiers == "study":
         keys |= {"study_uid": uid, "accession": exam.study.accession_number}
     return keys
 
 
-def _key(secret: bytes, kind: str, value: str) -> str:
+def pseudonym(secret: bytes, kind: str, value: str) -> str:
+    """Return the 24 letters and digits that stand for a value of one kind at this site."""
     digest = hmac.new(secret, f"{kind}\0{value}".encode("utf-8", "replace"), hashlib.sha256).digest()
     return base64.b32encode(digest[:15]).decode()

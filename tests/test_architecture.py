@@ -20,6 +20,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "numpy": {"recon", "triage", "edge", "export"},
     "scipy": {"recon", "triage", "export", "edge.comparison"},
     "pydicom": {
+        "edge.deidentify",
         "edge.dicom",
         "edge.dicom_frames",
         "edge.dicom_map",

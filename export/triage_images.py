@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--anatomy", type=Path, default=assets / "icbm152_tissue.npz", metavar="FILE")
     parser.add_argument("--heads", type=int, default=48, help="simulated heads a contrast (default %(default)s)")
     parser.add_argument("--first", type=int, default=HEAD_SEEDS, help="seed of the first head (default %(default)s)")
+    parser.add_argument("--finding", choices=FINDINGS, help="of all simulated exams (default: each in turn)")
     parser.add_argument("--limit", type=int, default=1 << 30, help="planes a set")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
@@ -105,7 +106,8 @@ def make(name: str, args: argparse.Namespace) -> Iterator[Plane]:
     elif kind == "heads":
         yield from _heads(rng, session, args.anatomy, detail, args.first, args.heads)
     elif kind == "exams":
-        yield from _exams(rng, session, args.anatomy, detail, HELD_OUT_SEEDS, args.heads)
+        first = max(args.first, HELD_OUT_SEEDS)
+        yield from _exams(rng, session, args.anatomy, detail, first, args.heads, args.finding)
     else:
         raise SystemExit(f"no set called {name!r}")
 
@@ -323,12 +325,18 @@ def _heads(
 
 
 def _exams(
-    rng: np.random.Generator, session: Any, anatomy_file: Path, contrast: str, first: int, n_heads: int
+    rng: np.random.Generator,
+    session: Any,
+    anatomy_file: Path,
+    contrast: str,
+    first: int,
+    n_heads: int,
+    wanted: str | None,
 ) -> Iterator[Plane]:
     """Yield every slice of simulated exams, each reconstructed at one acceleration and noise level."""
     anatomy = load_anatomy(anatomy_file)
     for seed in range(first, first + n_heads):
-        finding = FINDINGS[seed % len(FINDINGS)]
+        finding = wanted or FINDINGS[seed % len(FINDINGS)]
         head = make_head(anatomy, seed)
         try:
             lesion = place_lesion(head, finding, seed)

@@ -16,7 +16,9 @@ def write_page(card: dict[str, Any], path: Path) -> None:
         f"{card['task'][0].upper()}{card['task'][1:]}. **Not for {card['not_for']}.**",
         "",
         "Written by `python -m export.triage_card`; every",
-        "figure is measured on cases that were not trained on, with their 95 % interval (Clopper–Pearson; DeLong).",
+        "figure is measured on cases that were not trained on, with their 95 % interval (Clopper–Pearson; DeLong). "
+        "The operating\npoints and the calibration come from these same cases: sensitivity and specificity are "
+        "optimistic by it.",
         "",
         f"sha256 `{card['sha256']}`, {card['network']['parameters']:,} parameters, ONNX opset {card['opset']}.",
         "",

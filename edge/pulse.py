@@ -9,6 +9,7 @@ from collections.abc import Callable, Sized
 from edge.audit import AuditTrail
 from edge.crew import Crew
 from edge.front import Front
+from edge.incoming import Incoming
 from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.notify import Notifier
@@ -31,11 +32,13 @@ class Pulse:
         front: Front,
         crew: Crew,
         notifier: Notifier,
+        incoming: Incoming,
     ) -> None:
         """settings: asked at each beat, as they may change."""
         self._settings, self._scans = settings, scans
         self._ledger, self._spool, self._audit = ledger, spool, audit
         self._front, self._crew, self._notifier = front, crew, notifier
+        self._incoming = incoming
 
     async def run(self) -> None:
         """Beat for ever."""
@@ -68,6 +71,7 @@ class Pulse:
         desk = self._front.desk
         metrics.set_gauges(
             scans=len(self._scans),
+            series=self._incoming.n_open,
             worker=self._crew.pid is not None,
             silent_s=self._crew.silent_s,
             free_bytes=self._spool.free_bytes(),

@@ -155,6 +155,30 @@ class PacsSettings:
 
 
 @dataclass(frozen=True)
+class IncomingSettings:
+    """Where series that the scanner reconstructs itself come in by C-STORE; "" is nowhere.
+
+    `callers`: the AE titles that may send. `allow`: addresses and networks that may connect; it, or `ca`, which asks
+    for certificates, is needed where `host` is not loopback. `cert` and `key` are ours, for TLS. A series is complete
+    `quiet_s` after its last object, or as its association is released.
+    """
+
+    host: str = ""
+    port: int = 11112
+    ae_title: str = "SCANSIDE"
+    callers: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    quiet_s: float = 15.0
+    max_object_mib: int = 512
+    max_associations: int = 8
+    timeout_s: float = 30.0
+    idle_s: float = 120.0
+
+
+@dataclass(frozen=True)
 class MetricsSettings:
     """`address` is HOST:PORT on loopback where Prometheus may ask; "" is nowhere."""
 
@@ -181,6 +205,7 @@ class Settings:
     alerts: AlertSettings = field(default_factory=AlertSettings)
     sinks: SinkSettings = field(default_factory=SinkSettings)
     pacs: PacsSettings = field(default_factory=PacsSettings)
+    incoming: IncomingSettings = field(default_factory=IncomingSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
@@ -207,6 +232,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pacs.attempts": (1, 100_000),
     "pacs.longest_pause_s": (0.05, 86400),
     "pacs.timeout_s": (0.1, 600),
+    "incoming.port": (0, 65535),
+    "incoming.quiet_s": (0.05, 3600),
+    "incoming.max_object_mib": (1, 4096),
+    "incoming.max_associations": (1, 100),
+    "incoming.timeout_s": (0.1, 600),
+    "incoming.idle_s": (0.1, 86400),
     "disk.min_free_mib": (0, 1 << 30),
 }
 _CHOICES = {
@@ -254,6 +285,7 @@ def check(settings: Settings) -> None:
     _check_scanners(settings.mrd)
     _check_sinks(settings.sinks)
     _check_pacs(settings.pacs)
+    _check_incoming(settings.incoming)
     groups = settings.alerts.groups
     if not groups or len(set(groups)) < len(groups) or not all(name and name.isprintable() for name in groups):
         raise SettingsError(f"alerts.groups is {list(groups)}; it must name at least one group, and each once")
@@ -274,12 +306,16 @@ def host_and_port(place: str, least_port: int = 1) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_scanners(mrd: MrdSettings) -> None:
-    for each in mrd.allow:
+def _check_networks(key: str, allow: tuple[str, ...]) -> None:
+    for each in allow:
         try:
             ipaddress.ip_network(each)
         except ValueError as error:
-            raise SettingsError(f"mrd.allow names {each!r}; an address or network is needed, as 10.1.2.0/24") from error
+            raise SettingsError(f"{key} names {each!r}; an address or network is needed, as 10.1.2.0/24") from error
+
+
+def _check_scanners(mrd: MrdSettings) -> None:
+    _check_networks("mrd.allow", mrd.allow)
     if not mrd.allow and not is_loopback(mrd.host):
         raise SettingsError(f"mrd.host is {mrd.host!r}: MRD has no password, so mrd.allow must name the scanners")
 
@@ -310,6 +346,19 @@ def _check_pacs(pacs: PacsSettings) -> None:
         parts = urlsplit(pacs.stow)
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
             raise SettingsError("pacs.stow must begin with https://, or be on this machine")
+
+
+def _check_incoming(incoming: IncomingSettings) -> None:
+    _check_networks("incoming.allow", incoming.allow)
+    check_ae_title("incoming.ae_title", incoming.ae_title)
+    for title in incoming.callers:
+        check_ae_title("incoming.callers", title)
+    if (incoming.key or incoming.ca) and not incoming.cert:
+        raise SettingsError("incoming.key and incoming.ca need incoming.cert, the certificate that we show")
+    if incoming.host and not incoming.callers:
+        raise SettingsError("incoming.callers must name the AE titles that may send")
+    if incoming.host and not is_loopback(incoming.host) and not (incoming.allow or incoming.ca):
+        raise SettingsError(f"incoming.host is {incoming.host!r}: incoming.allow or incoming.ca must say who may send")
 
 
 def is_loopback(host: str) -> bool:

@@ -41,9 +41,16 @@ EVENTS = {  # what happened: (event id, event type), both DICOM DCM codes with t
     "transfer": (("110104", "DICOM Instances Transferred"), None),
     "import": (("110107", "Import"), None),
     "export": (("110106", "Export"), None),
+    "deleted": (("110105", "DICOM Study Deleted"), None),
 }
 TRAIL = Path("audit", "audit.jsonl")  # under the state folder
-_ACTIONS = {"alert": "C", "import": "C", "acknowledged": "U", "escalated": "U"}  # create, update; else execute
+_ACTIONS = {
+    "alert": "C",
+    "import": "C",
+    "acknowledged": "U",
+    "escalated": "U",
+    "deleted": "D",
+}  # create, update, delete; else execute
 _LIMITED = frozenset({"login", "refused", "restricted"})  # what anybody can cause as often as they like
 _MOST_A_SECOND = 20
 _OUTCOMES = {"success": 0, "minor": 4, "serious": 8}

@@ -27,6 +27,7 @@ from edge.mrd_write import encode_image
 from edge.notify import Notifier
 from edge.pulse import Pulse
 from edge.reload import take_over
+from edge.retention import Retention
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
@@ -89,6 +90,10 @@ class Daemon:
         self._events, self._desk = self._front.events, self._front.desk
         self._exams = Exams(self._ledger)
         self._incoming = Incoming(settings, self._ledger, self._exams, self._audit, self._front, self._crew)
+        self._retention = Retention(
+            lambda: self._settings, self._ledger, self._spool, self._audit, self._front.pacs.names,
+            self._incoming.is_open,
+        )  # fmt: skip
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
@@ -115,6 +120,7 @@ class Daemon:
         self._start(self._crew.run())
         for work in [*self._front.tasks(), *self._incoming.tasks()]:
             self._start(work)
+        self._start(self._retention.run())
         self._start(self._pulse.run())
         self._notifier.ready()
         await self._stopping.wait()

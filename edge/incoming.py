@@ -39,7 +39,6 @@ _AFTER_RELEASE_S = 1.0  # for senders that make an association for each object
 _RETRY_S = 30.0
 _MOST_DEATHS = 2  # of workers at one series
 _RESTART_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
-_SCHEMA = "CREATE TABLE IF NOT EXISTS incoming (scan_id TEXT PRIMARY KEY, n_triaged INTEGER NOT NULL)"
 
 
 @dataclass
@@ -67,12 +66,15 @@ class Incoming:
         self._series: dict[str, _Series] = {}
         self._wake = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
-        ledger.db.execute(_SCHEMA)
 
     @property
     def n_open(self) -> int:
         """How many series are not triaged."""
         return len(self._series)
+
+    def is_open(self, scan_id: str) -> bool:
+        """Whether this series waits for triage."""
+        return scan_id in self._series
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Return what is to run while the daemon does."""
@@ -134,10 +136,12 @@ class Incoming:
             found = {"findings": report["findings"], "measurements": report["measurements"]}
             events.publish("findings", scan_id, {**found, **self._exams.join(scan_id, report, now)})
             entered = self._front.enter(scan_id, alerts, report["objects"])
+            if not report["objects"]:
+                self._front.pacs.hold(scan_id)  # the scanner sends its images; nothing of ours is to follow
             said = {"source": "dicom", "objects": report["n_objects"], "results": f"results/{scan_id}"}
             events.publish("scan.done", scan_id, {"ending": "complete", "reason": "", **said})
             self._ledger.finish_scan(scan_id, "done", "", now)
-            self._note(scan_id, report["n_objects"])
+            self._ledger.note_triaged(scan_id, report["n_objects"])
         self._front.announce(entered)
         objects = {"scan": scan_id, "objects": str(report["n_objects"])}
         self._audit.record("import", objects=objects)
@@ -152,7 +156,7 @@ class Incoming:
             events.publish("findings", scan_id, found)
             events.publish("scan.failed", scan_id, {"code": code, "reason": reason})
             self._ledger.finish_scan(scan_id, "failed", reason, utc_now())
-            self._note(scan_id, self._n_objects(scan_id))
+            self._ledger.note_triaged(scan_id, self._n_objects(scan_id))
         log.warning("series failed id=%s code=%s", scan_id, code)
         self._conclude(scan_id, self._series[scan_id])
 
@@ -239,7 +243,7 @@ class Incoming:
         if series is not None:
             series.ended_at, series.due_s = now, due_s
             series.has_more |= series.is_ordered
-        elif self._n_objects(scan_id) != self._n_triaged(scan_id):
+        elif self._n_objects(scan_id) != (self._ledger.n_triaged(scan_id) or 0):
             self._ledger.open_scan(scan_id, now)
             self._series[scan_id] = _Series(now, now, due_s)
             self._front.events.publish("scan.started", scan_id, {"source": "dicom"})
@@ -276,10 +280,3 @@ class Incoming:
 
     def _n_bytes(self, scan_id: str) -> int:
         return sum(path.stat().st_size for path in self._objects(scan_id))
-
-    def _n_triaged(self, scan_id: str) -> int:
-        row = self._ledger.db.execute("SELECT n_triaged FROM incoming WHERE scan_id = ?", (scan_id,)).fetchone()
-        return int(row[0]) if row else 0
-
-    def _note(self, scan_id: str, n: int) -> None:
-        self._ledger.db.execute("INSERT OR REPLACE INTO incoming (scan_id, n_triaged) VALUES (?, ?)", (scan_id, n))

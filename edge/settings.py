@@ -158,9 +158,8 @@ class PacsSettings:
 class IncomingSettings:
     """Where series that the scanner reconstructs itself come in by C-STORE; "" is nowhere.
 
-    `callers`: the AE titles that may send. `allow`: addresses and networks that may connect; it, or `ca`, which asks
-    for certificates, is needed where `host` is not loopback. `cert` and `key` are ours, for TLS. A series is complete
-    `quiet_s` after its last object, or as its association is released.
+    `callers`: AE titles that may send. `allow`: addresses and networks that may connect; it, or `ca`, which asks for
+    certificates, is needed beyond loopback. A series is complete `quiet_s` after its last object.
     """
 
     host: str = ""
@@ -187,9 +186,13 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class DiskSettings:
-    """New scans are refused while the state folder's disk has less than `min_free_mib` left."""
+    """New scans are refused while the state folder's disk has less than `min_free_mib` left.
+
+    Below `keep_free_mib` the oldest scans that the archive has whole are deleted; 0 deletes none.
+    """
 
     min_free_mib: int = 2048
+    keep_free_mib: int = 8192
 
 
 @dataclass(frozen=True)
@@ -239,6 +242,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "incoming.timeout_s": (0.1, 600),
     "incoming.idle_s": (0.1, 86400),
     "disk.min_free_mib": (0, 1 << 30),
+    "disk.keep_free_mib": (0, 1 << 30),
 }
 _CHOICES = {
     "worker.method": METHODS,

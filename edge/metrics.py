@@ -57,6 +57,10 @@ class Metrics:
             "scanside_deliveries", "What goes to other systems, by state", ["sink", "state"], registry=registry
         )
 
+        self._energy = Counter(
+            "scanside_energy_joules", "Counted by this machine's meters", ["source", "meter"], registry=registry
+        )
+        self._told_j: dict[tuple[str, str], float] = {}
         self._archive = Gauge(
             "scanside_archive_wait_seconds", "For how long the oldest object has waited", ["sink"], registry=registry
         )
@@ -90,6 +94,15 @@ class Metrics:
     def on_incoming(self, outcome: str) -> None:
         """Count a DICOM object that came in: stored, repeated or refused."""
         self._incoming.labels(outcome).inc()
+
+    def set_energy(self, joules: Mapping[tuple[str, str], float | None]) -> None:
+        """Count what meters have counted; one that has failed is not told of any more, rather than standing still."""
+        for labels, now_j in joules.items():
+            if now_j is not None:
+                self._energy.labels(*labels).inc(max(now_j - self._told_j.get(labels, 0.0), 0.0))
+                self._told_j[labels] = now_j
+            elif self._told_j.pop(labels, None) is not None:
+                self._energy.remove(*labels)
 
     def set_gauges(
         self,

@@ -13,6 +13,7 @@ from edge.incoming import Incoming
 from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.notify import Notifier
+from edge.power import Odometer, open_meters
 from edge.settings import Settings
 from edge.spool import Spool
 
@@ -42,6 +43,14 @@ class Pulse:
 
     async def run(self) -> None:
         """Beat for ever."""
+        meters = await asyncio.to_thread(open_meters) if self._front.metrics is not None else []
+        odometer = Odometer(meters)
+        try:
+            await self._beat(odometer)
+        finally:
+            odometer.close()
+
+    async def _beat(self, odometer: Odometer) -> None:
         published_at = float("-inf")
         while True:
             heartbeat_s = self._settings().events.heartbeat_s
@@ -50,6 +59,7 @@ class Pulse:
                 self._publish()
             if self._front.metrics is not None:
                 self._set_gauges(self._front.metrics)
+                self._front.metrics.set_energy(odometer.joules())
             if self._crew.is_alive:
                 self._notifier.alive(f"{len(self._scans)} scans, {self._front.desk.n_open} alerts open")
             await asyncio.sleep(min(heartbeat_s, _LONGEST_S))

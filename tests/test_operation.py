@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -44,34 +45,40 @@ class Systemd:
         self.path = folder / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
-        self.said: list[str] = []
+        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read)  # the kernel keeps ten messages, and the rest is dropped
+        self._thread.start()
 
     def wait(self, word: str) -> str:
         """Return the next message that holds `word`."""
-        self._socket.settimeout(WAIT_S)
-        while True:
-            self.said.append(self._socket.recv(4096).decode())
-            if word in self.said[-1]:
-                return self.said[-1]
+        until = time.monotonic() + WAIT_S
+        while (left_s := until - time.monotonic()) > 0:
+            said = self._heard.get(timeout=left_s)
+            if word in said:
+                return said
+        raise AssertionError(f"{word} was awaited")
 
     def hears(self, word: str, for_s: float) -> bool:
         """Whether `word` comes within a time; older messages are dropped first."""
-        self._socket.settimeout(0.01)
-        with suppress(TimeoutError):
-            while self._socket.recv(4096):
-                pass
+        with suppress(queue.Empty):
+            while True:
+                self._heard.get_nowait()
         until = time.monotonic() + for_s
-        while (left_s := until - time.monotonic()) > 0:
-            self._socket.settimeout(left_s)
-            try:
-                if word in self._socket.recv(4096).decode():
+        with suppress(queue.Empty):
+            while (left_s := until - time.monotonic()) > 0:
+                if word in self._heard.get(timeout=left_s):
                     return True
-            except TimeoutError:
-                return False
         return False
 
     def close(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
+            wire.sendto(b"", str(self.path))
+        self._thread.join()
         self._socket.close()
+
+    def _read(self) -> None:
+        while said := self._socket.recv(4096):
+            self._heard.put(said.decode())
 
 
 def wait_until(found: Callable[[], object]) -> None:

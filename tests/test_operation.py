@@ -11,6 +11,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -22,6 +23,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from benchmarks import watchdog
 from edge.audit import TRAIL
 from edge.child import DaemonProcess
 from edge.client import AlertClient
@@ -260,3 +262,17 @@ def test_a_worker_that_dies_as_it_starts_died_of_no_scan(caplog: pytest.LogCaptu
     asyncio.run(run())
     assert "worker ended" in caplog.text
     assert not deaths
+
+
+def test_the_unit_serves_a_scan_under_a_real_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "watchdog.json"
+    monkeypatch.setattr(sys, "argv", ["watchdog", "--hangs", "0", "--json", str(out)])
+    try:
+        watchdog.main()
+    except SystemExit as end:
+        if "are needed" in str(end) or "must agree" in str(end):
+            pytest.skip(str(end))
+        raise
+    results = json.loads(out.read_text())["results"]
+    assert results["scan_served"]
+    assert results["restarts"] == 0

@@ -184,11 +184,14 @@ def test_gauges_and_counters_name_no_scan() -> None:
     metrics.on_event("quality", {"scan_id": "SECRET", "early": True})
     metrics.on_event("findings", {"scan_id": "SECRET", "findings": [{"finding": "mass", "state": "not assessed"}]})
     metrics.set_gauges(
-        scans=1, worker=True, silent_s=0.5, free_bytes=10, open_alerts=2, oldest_s=3.0, clients=1, audit=5,
+        scans=1, series=7, worker=True, silent_s=0.5, free_bytes=10, open_alerts=2, oldest_s=3.0, clients=1, audit=5,
         audit_is_broken=False, deliveries={("hl7", "dead"): 4}, archive_s={"pacs": 6.0},
     )  # fmt: skip
+    metrics.on_incoming("refused")
     page = generate_latest(metrics.registry).decode()
     assert 'scanside_verdicts_total{verdict="none"} 1.0' in page
+    assert 'scanside_incoming_objects_total{outcome="refused"} 1.0' in page
+    assert "scanside_incoming_open 7.0" in page
     assert 'scanside_deliveries{sink="hl7",state="dead"} 4.0' in page
     assert "SECRET" not in page
     metrics.close()

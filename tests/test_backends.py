@@ -195,7 +195,7 @@ def test_recon_takes_the_precision_and_says_it(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_library_reports_to_nobody(tmp_path: Path) -> None:
-    code = "import os, edge.supply, onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = "import os, edge.backends.ort; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     home = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     home.pop("ORT_DISABLE_TELEMETRY", None)
     done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True)

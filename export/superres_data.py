@@ -1,9 +1,9 @@
 """Pairs to learn super-resolution from: real volumes, degraded as a scanner degrades.
 
-Within the plane, k-space is cut to its centre half, with the receiver's complex noise and a phase that varies smoothly;
-the magnitude is what a scanner hands over. Through the plane, thick slices average fine ones with their profile, and the
-noise is Rician. Contrast is bent a little, small bright and dark lesions are put in, and now and then there is nothing
-but noise, from which there is nothing to learn.
+Within the plane, k-space is cut to its centre half, with the receiver's complex noise and a phase that varies
+smoothly; the magnitude is what a scanner hands over. Through the plane, thick slices average fine ones with their
+profile, and the noise is Rician. Contrast is bent a little, small bright and dark lesions are put in, and now and then
+there is nothing but noise, from which there is nothing to learn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from recon.arrays import Array
-from recon.fine_grid import band_axis, kept_axis, profile_axis, profile_weights
+from recon.fine_grid import profile_weights
 from recon.fourier import resize_centred, to_image, to_kspace
 from recon.superres import noise_level
 
@@ -71,11 +71,10 @@ def load_heads(folder: Path, split: str) -> list[Head]:
         for row in csv.DictReader(file):
             if row["split"] == split:
                 image = nibabel.load(index.parent / row["file"])
-                spacing = tuple(float(v) for v in image.header.get_zooms()[:3])
+                dx, dy, dz = (float(v) for v in image.header.get_zooms()[:3])
+                contrast, is_whole = plain_contrast(row["contrast"]), row["coverage"] == "whole_head"
                 voxels = np.asarray(image.dataobj, np.uint8)
-                heads.append(
-                    Head(voxels, spacing, row["subject"], plain_contrast(row["contrast"]), row["coverage"] == "whole_head")
-                )
+                heads.append(Head(voxels, (dx, dy, dz), row["subject"], contrast, is_whole))
     if not heads:
         raise FileNotFoundError(f"{index} has no volume of the {split} split")
     return heads
@@ -97,11 +96,6 @@ def draw_plane(rng: np.random.Generator, head: Head) -> Array:
         if (plane > DARK).mean() > FILLED:
             break
     return turned(rng, altered(rng, plane))
-
-
-def draw_column(rng: np.random.Generator, head: Head) -> Array:
-    """Return one plane of an isotropic `head` across thick slices to be: float32 (z, x), about 1 at its brightest."""
-    return draw_plane(rng, head)
 
 
 def turned(rng: np.random.Generator, plane: Array) -> Array:

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from export.muon import Muon
-from export.superres_data import PATCH, Head, Pair, draw_pair, load_heads
+from export.superres_data import PATCH, Head, Pair, cut_k_space, draw_pair, load_heads, make_thick
 from export.superres_network import Detail, Shape, SuperResolution
 from recon.arrays import Array
 from recon.fine_grid import FineAxis, band_axis, kept_axis, profile_axis
+from recon.superres import noise_level
 
 RATE = 1e-3
 BATCH = 12
@@ -78,7 +79,7 @@ def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False
             group["lr"] = RATE * _rate(seconds / (60 * minutes))
         loss = objective(network, *patches.draw())
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP))
         if math.isfinite(norm):
             optimiser.step()
@@ -145,7 +146,7 @@ class Patches:
             here = slice(y, y + PATCH), slice(x, x + PATCH)
             if self._rng.random() > 0.1 and float((placed[here] > 0.1).mean()) < 0.3:
                 continue
-            self._kept.append((placed[here].copy(), phase[:, *here].copy(), pair.noise, target[here].copy()))
+            self._kept.append()
             found += 1
             if found == WINDOWS:
                 return
@@ -164,11 +165,12 @@ def axes_of(pair: Pair) -> tuple[FineAxis, FineAxis]:
 
 
 def prepared(pair: Pair) -> tuple[Array, Array, Array]:
-    """Return the placed image (y, x), phases (2, y, x) and what of the truth the measurement leaves open (y, x)."""
+    """Return the placed image (y, x), phases (2, y, x) and what it misses of what the measurement leaves open."""
     y, x = axes_of(pair)
     placed = y.place[: y.size] @ pair.image @ x.place[: x.size].T
-    known = y.basis[: y.size].T @ pair.truth @ x.basis[: x.size]
-    target = pair.truth - y.basis[: y.size] @ known @ x.basis[: x.size].T
+    missing = pair.truth - placed
+    known = y.basis[: y.size].T @ missing @ x.basis[: x.size]
+    target = missing - y.basis[: y.size] @ known @ x.basis[: x.size].T
     phase = np.stack(np.broadcast_arrays(y.phase[: y.size, None], x.phase[None, : x.size]))
     return placed.astype(np.float32), phase.astype(np.float32), target.astype(np.float32)
 
@@ -182,9 +184,6 @@ def inputs_of(image: Array, y: FineAxis, x: FineAxis, noise: float) -> tuple[Ten
 
 def held_out_pairs(heads: list[Head]) -> list[tuple[str, Pair]]:
     """Return a few fixed pairs of every held-out volume, by what they show."""
-    from export.superres_data import cut_k_space, make_thick
-    from recon.superres import noise_level
-
     pairs = []
     for number, head in enumerate(heads):
         rng = np.random.default_rng([7, number])

@@ -1,8 +1,8 @@
 """Whether images show a head as the training images did: noise, phantoms and other objects lie far from all of them.
 
-A slice is described by a few numbers: how its brightness is spread, how large and how round the bright part is, how much
-of it is edge at three scales, how its halves agree. Its distance is that from the nearest training slices, in units of
-the training slices' own spread; a volume's is the median over its middle slices.
+A slice is described by a few numbers: how its brightness is spread, how large and how round the bright part is, how
+much of it is edge at three scales, how its halves agree. Its distance is that from the nearest training slices, in
+units of the training slices' own spread; a volume's is the median over its middle slices.
 Source: Ramaswamy et al., SIGMOD 2000 (distance to nearest neighbours tells outliers).
 """
 

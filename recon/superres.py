@@ -1,10 +1,10 @@
 """Super-resolution: a second volume with finer voxels, in which everything measured is kept and the rest is estimated.
 
 Within the plane, k-space of the image as reconstructed is what was measured: the result's k-space equals it at every
-frequency that the image holds, and only frequencies beyond are estimated. Through the plane, the mean of the fine slices
-over each thick slice's profile is what was measured. The network's graph takes away all that its estimate says about
-either, so that this holds for any weights. What the result gains is resolution recovered by a learned prior: it is no
-measurement, its provenance says so, and nothing that decides anything may read it.
+frequency that the image holds, and only frequencies beyond are estimated. Through the plane, the mean of the fine
+slices over each thick slice's profile is what was measured. The network's graph takes away all that its estimate says
+about either, so that this holds for any weights. What the result gains is resolution recovered by a learned prior: it
+is no measurement, its provenance says so, and nothing that decides anything may read it.
 
 Sources: Bahat & Michaeli, CVPR 2020 (consistency by projection); Bhadra et al., IEEE TMI 40:3249 (2021) (an image split
 into what was measured and what a prior added).
@@ -29,6 +29,7 @@ FOREGROUND = 0.1  # of the image's scale
 SCALE_PERCENTILE = 99.5
 NORMAL_MAD = 0.6745  # median of |x| of a standard normal
 METHOD = "super-resolution"
+MOST_GAP = 1.35  # distance over thickness of slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,30 +73,48 @@ def refusal(volume: Volume, refiner: Refiner, contrast: str = "", n_thin: int = 
 
     contrast: "t1", "t1ce", "t2", "flair", "pd" or another name; "" where it is not known, and the image alone decides.
     """
-    card = refiner.card
-    if not volume.provenance.is_measured:
-        return "the volume is synthetic already"
-    if contrast and contrast not in card.contrasts:
-        return f"the contrast is {contrast}; the network was trained for {', '.join(card.contrasts)}"
-    if not np.isfinite(volume.data).all():
-        return "some voxels are not finite numbers"
-    low, high = card.matrix
-    if not all(low <= n <= high for n in volume.data.shape[1:]):
-        return f"the matrix is {volume.data.shape[1]}×{volume.data.shape[2]}; {low} to {high} a side are served"
-    if n_thin > 1 and volume.geometry.n_slices < card.least_slices:
-        return f"there are {volume.geometry.n_slices} slices; {card.least_slices} are needed to make thinner ones"
-    if n_thin > 1 and volume.geometry.spacing_mm[0] > 1.35 * volume.geometry.thickness_mm:
-        return "the slices do not touch: what lies in the gaps was not measured"
+    why = _unfit(volume, refiner, contrast, n_thin)
+    if why:
+        return why
     scale = image_scale(volume.data)
     if scale <= 0:
         return "the volume is empty"
-    noise = noise_level(volume.data) / scale
-    if noise > card.most_noise:
-        return f"the noise is {100 * noise:.1f} % of the signal; at most {100 * card.most_noise:.1f} % was trained for"
+    noise, most = noise_level(volume.data) / scale, refiner.card.most_noise
+    if noise > most:
+        return f"the noise is {100 * noise:.1f} % of the signal; at most {100 * most:.1f} % was trained for"
     away = refiner.likeness.distance(describe_volume(volume.data, volume.geometry.spacing_mm[1:], noise))
     if away > refiner.likeness.limit:
-        return f"the images are unlike the heads that it was trained on (distance {away:.2f}, limit {refiner.likeness.limit:.2f})"
+        far = f"distance {away:.2f}, limit {refiner.likeness.limit:.2f}"
+        return f"the images are unlike the heads that it was trained on ({far})"
     return ""
+
+
+def _unfit(volume: Volume, refiner: Refiner, contrast: str, n_thin: int) -> str:
+    """Return why a volume cannot be served whatever it shows; "" where nothing stands against it."""
+    card, geometry = refiner.card, volume.geometry
+    low, high = card.matrix
+    shape = "×".join(map(str, volume.data.shape[1:]))
+    checks = (
+        (not volume.provenance.is_measured, "the volume is synthetic already"),
+        (
+            contrast != "" and contrast not in card.contrasts,
+            f"the contrast is {contrast}; the network was trained for {', '.join(card.contrasts)}",
+        ),
+        (not np.isfinite(volume.data).all(), "some voxels are not finite numbers"),
+        (
+            not all(low <= n <= high for n in volume.data.shape[1:]),
+            f"the matrix is {shape}; {low} to {high} a side are served",
+        ),
+        (
+            n_thin > 1 and geometry.n_slices < card.least_slices,
+            f"there are {geometry.n_slices} slices; {card.least_slices} are needed to make thinner ones",
+        ),
+        (
+            n_thin > 1 and geometry.spacing_mm[0] > MOST_GAP * geometry.thickness_mm,
+            "the slices do not touch: what lies in the gaps was not measured",
+        ),
+    )
+    return next((words for is_so, words in checks if is_so), "")
 
 
 class Steps:
@@ -187,8 +206,8 @@ def place(image: Array, y: FineAxis, x: FineAxis) -> Array:
 def fine_geometry(geometry: Geometry, shape: tuple[int, int], n_thin: int = 1) -> Geometry:
     """Return where the fine voxels of slices (y, x) = `shape` lie; the field is the same.
 
-    Fine voxel 2 i lies on measured voxel i where a side is even, 2 i + 1 where it is odd: the centre of both grids is at
-    n // 2. Thin slices divide the thick one evenly.
+    Fine voxel 2 i lies on measured voxel i where a side is even, 2 i + 1 where it is odd: the centre of both grids is
+    at n // 2. Thin slices divide the thick one evenly.
     """
     distance, dy, dx = geometry.spacing_mm
     row, col = np.asarray(geometry.row_dir), np.asarray(geometry.col_dir)

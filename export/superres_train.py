@@ -146,7 +146,8 @@ class Patches:
             here = slice(y, y + PATCH), slice(x, x + PATCH)
             if self._rng.random() > 0.1 and float((placed[here] > 0.1).mean()) < 0.3:
                 continue
-            self._kept.append()
+            seen = phase[:, here[0], here[1]].copy()
+            self._kept.append((placed[here].copy(), seen, pair.noise, target[here].copy()))
             found += 1
             if found == WINDOWS:
                 return

@@ -40,7 +40,7 @@ EMA_DECAY = 0.999
 CLIP = 5.0
 EDGE = 6  # voxels of a patch that see its border: not learned from
 FLOOR = 0.01  # root mean square of detail, over the image's scale, below which less and less counts
-SPECTRUM_WEIGHT = 0.1
+L1_WEIGHT, SPECTRUM_WEIGHT = 0.3, 0.05  # both beside the relative L2 error
 VALIDATE_MINUTES = 4.0
 
 
@@ -95,7 +95,11 @@ def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False
             _save(out, {**state, "shape": asdict(network.shape), "step": step, "seconds": seconds, "seed": seed})
             smooth = Detail(network.shape)
             smooth.load_state_dict(ema)
-            row = {"minutes": round(seconds / 60, 2), "step": step, "loss": round(sums[0] / max(sums[1], 1), 4)}
+            row = {
+                "minutes": round(seconds / 60, 2),
+                "step": step,
+                "loss": round(float(sums[0]) / max(float(sums[1]), 1), 4),
+            }
             _log(out / "log.csv", {**row, **gains(smooth, held_out)})
             sums[:] = 0
 
@@ -106,7 +110,7 @@ def objective(network: Detail, images: Tensor, phases: Tensor, noise: Tensor, ta
     wanted = targets[:, 0, EDGE:-EDGE, EDGE:-EDGE]
     size = torch.sqrt((wanted**2).mean((1, 2)) + FLOOR**2)
     spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho"))
-    relative = torch.sqrt((error**2).mean((1, 2)) + 1e-10) + error.abs().mean((1, 2))
+    relative = torch.sqrt((error**2).mean((1, 2)) + 1e-10) + L1_WEIGHT * error.abs().mean((1, 2))
     relative = relative + SPECTRUM_WEIGHT * torch.sqrt((spectrum**2).sum(-1) + 1e-10).mean((1, 2))
     return (relative / size).mean()
 

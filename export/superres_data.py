@@ -155,9 +155,13 @@ def cut_k_space(rng: np.random.Generator, truth: Array, sigma: float) -> Array:
     return np.abs(image + noise[0] + 1j * noise[1]).astype(np.float32)
 
 
-def make_thick(rng: np.random.Generator, truth: Array, factor: int, sigma: float) -> Array:
-    """Return slices of `factor` fine rows of `truth` (fine z, x) each, profile a little unlike the nominal, Rician."""
-    weights = profile_weights(len(truth) // factor, factor, float(rng.uniform(0.85, 1.15)))
+def make_thick(rng: np.random.Generator, truth: Array, factor: int, sigma: float, width: float | None = None) -> Array:
+    """Return slices of `factor` fine rows of `truth` (fine z, x) each, with Rician noise.
+
+    width: of the profile, in slices; None: a little unlike the nominal.
+    """
+    width = float(rng.uniform(0.85, 1.15)) if width is None else width
+    weights = profile_weights(len(truth) // factor, factor, width)
     mean = weights @ truth
     noise = rng.standard_normal((2, *mean.shape)) * sigma
     return np.hypot(mean + noise[0], noise[1]).astype(np.float32)

@@ -25,7 +25,7 @@ def card_page(card: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         f"{trained['subjects']} subjects; {trained['set']}.",
         "",
         f"Figures: `python -m benchmarks.super_resolution`, {record['at'][:10]}, commit {record['commit']}, on",
-        "subjects that no training saw. Intervals are 95 %, by bootstrap over slices: there are too few subjects to draw from.",
+        "subjects that no training saw. Intervals are 95 %, by bootstrap over slices: there are too few subjects.",
         "",
         "## Within the plane, × 2",
         "",

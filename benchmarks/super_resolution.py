@@ -2,8 +2,8 @@
 
 `python -m benchmarks.super_resolution` measures heads of subjects that no training saw coarsely, as a scanner would
 (half of k-space within the plane, or thick slices; noise), and compares what is made of them with the truth: our
-network beside zero-filling (sinc), cubic splines and detail that the scan teaches itself. Two-way lesion test, images that are
-no heads, and milliseconds are in the same record. `--pictures` draws comparisons.
+network beside zero-filling (sinc), cubic splines and detail that the scan teaches itself. Two-way lesion test, images
+that are no heads, and milliseconds are in the same record. `--pictures` draws comparisons.
 """
 
 from __future__ import annotations
@@ -290,9 +290,8 @@ def milliseconds(refiner: Refiner, n: int) -> dict[str, Any]:
 def draw(folder: Path, case: Case, volumes: dict[str, Array]) -> None:
     """Draw the middle slice by every method beside the truth."""
     folder.mkdir(parents=True, exist_ok=True)
-    fine = volume_of(
-        case.truth, tuple(mm / f for mm, f in zip(case.measured.geometry.spacing_mm, (1, 2, 2), strict=True))
-    )
+    z_mm, y_mm, x_mm = case.measured.geometry.spacing_mm
+    fine = volume_of(case.truth, (z_mm, y_mm / 2, x_mm / 2))
     shown = {"Zero-filled (sinc)": volumes["sinc"], "Self-taught": volumes["self-taught"], "AI-SR": volumes["network"]}
     name = case.name.replace(" ", "_").replace("(", "").replace(")", "")
     write_comparison(

@@ -23,7 +23,7 @@ from recon.superres import noise_level
 ISOTROPIC = 1.5  # longest over shortest side of a voxel, below which a volume can be cut in any direction
 FILLED = 0.12  # of a plane: less shows hardly any brain
 DARK = 12  # of 255: below is air
-NOISE = (0.003, 0.06)  # standard deviation over the image's scale, log-uniform
+NOISE = (0.002, 0.05)  # standard deviation over the image's scale, log-uniform
 PATCH = 96
 
 
@@ -108,9 +108,9 @@ def turned(rng: np.random.Generator, plane: Array) -> Array:
 def altered(rng: np.random.Generator, plane: Array) -> Array:
     """Return `plane` scaled to about 1, its contrast bent, small lesions put in."""
     out = plane / max(float(np.percentile(plane, 99.5)), 1.0) * float(rng.uniform(0.8, 1.15))
-    if rng.random() < 0.6:
+    if rng.random() < 0.35:
         out = np.clip(out, 0, None) ** float(np.exp(rng.uniform(-0.7, 0.35)))  # below 1: towards proton density
-    if rng.random() < 0.4:
+    if rng.random() < 0.25:
         out = with_lesions(rng, out)
     return np.asarray(out, np.float32)
 

@@ -191,9 +191,10 @@ def draw_pair(rng: np.random.Generator, heads: list[Head], share_through: float)
 
 
 def pick(rng: np.random.Generator, heads: list[Head]) -> Head:
-    """Return one volume: contrasts alike often, whole heads twice as often as skull-stripped ones."""
+    """Return one volume: T1w half of the time, whole heads more often than skull-stripped ones."""
     contrasts = sorted({head.contrast[:3] for head in heads})
-    wanted = contrasts[int(rng.integers(len(contrasts)))]
+    weights = np.array([2.0 if contrast == "T1w" else 1.0 for contrast in contrasts])
+    wanted = contrasts[int(rng.choice(len(contrasts), p=weights / weights.sum()))]
     alike = [head for head in heads if head.contrast.startswith(wanted)]
-    share = np.array([2.0 if head.is_whole else 1.0 for head in alike])
+    share = np.array([1.5 if head.is_whole else 1.0 for head in alike])
     return alike[int(rng.choice(len(alike), p=share / share.sum()))]

@@ -41,7 +41,7 @@ EMA_DECAY = 0.999
 CLIP = 5.0
 EDGE = 6  # voxels of a patch that see its border: not learned from
 FLOOR = 0.01  # root mean square of detail, over the image's scale, below which less and less counts
-PATCH_WEIGHT, L1_WEIGHT, SPECTRUM_WEIGHT = 0.3, 0.1, 0.02  # beside the squared error of the whole batch
+PATCH_WEIGHT, L1_WEIGHT, SPECTRUM_WEIGHT = 0.7, 0.1, 0.02  # beside the squared error of the whole batch
 VALIDATE_MINUTES = 4.0
 
 

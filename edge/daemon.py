@@ -26,6 +26,7 @@ from edge.mrd import Limits
 from edge.mrd_write import encode_image
 from edge.notify import Notifier
 from edge.pulse import Pulse
+from edge.refinery import JOBS
 from edge.reload import take_over
 from edge.retention import Retention
 from edge.server import MrdServer
@@ -76,6 +77,7 @@ class Daemon:
                 "engines": str(state / "engines"),
                 "precision": settings.network.precision,
                 "triage": asdict(settings.triage),
+                "super_resolution": str(state / JOBS) if settings.super_resolution.enabled else "",
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
                 "pseudonym_key": str(state / "keys" / "pseudonym.key"),
@@ -92,7 +94,7 @@ class Daemon:
         self._incoming = Incoming(settings, self._ledger, self._exams, self._audit, self._front, self._crew)
         self._retention = Retention(
             lambda: self._settings, self._ledger, self._spool, self._audit, self._front.pacs.names,
-            self._incoming.is_open,
+            lambda scan_id: self._incoming.is_open(scan_id) or self._front.refinery.has(scan_id),
         )  # fmt: skip
         self._notifier = Notifier()
         self._pulse = Pulse(

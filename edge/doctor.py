@@ -25,7 +25,8 @@ from edge.model import RECONSTRUCTION
 from edge.pacs import store_peer
 from edge.power import look_for_meters
 from edge.secret import SecretError, read_secret
-from edge.settings import IncomingSettings, PacsSettings, Settings, SettingsError, check, needs_keys, read_settings
+from edge.settings import IncomingSettings, PacsSettings, Settings, SettingsError, check, needs_keys
+from edge.settings_file import read_settings
 from edge.supply import Supply
 from recon.errors import BackendError, DeliveryError, ModelError
 

@@ -1,4 +1,4 @@
-"""The daemon's settings: one TOML file, read once, into nested frozen values.
+"""The daemon's settings as nested frozen values; `edge.settings_file` reads them.
 
 Unknown keys, wrong types and values out of range stop the start with the key's name. Every default works.
 """
@@ -6,21 +6,14 @@ Unknown keys, wrong types and values out of range stop the start with the key's 
 from __future__ import annotations
 
 import ipaddress
-import sys
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from edge.model import PRECISIONS
 from edge.pseudonym import IDENTIFIERS
 from edge.supply import BACKENDS
 from recon.reconstruct import METHODS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class SettingsError(Exception):
@@ -79,6 +72,21 @@ class TriageSettings:
     min_coverage_mm: float = 60.0
     research: bool = False
     models: str = ""
+
+
+@dataclass(frozen=True)
+class SuperResolutionSettings:
+    """A second, synthetic volume with finer voxels, made after triage; off unless `enabled`.
+
+    `thin_slices`: how many thinner ones are made of each thick slice, 1 for none. `style`: strength of the 7 T style
+    that is rendered beside it, 0 for none. `model`: another network's folder ("" is the one that comes with this
+    version).
+    """
+
+    enabled: bool = False
+    thin_slices: int = 1
+    style: float = 0.0
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,7 @@ class Settings:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     triage: TriageSettings = field(default_factory=TriageSettings)
+    super_resolution: SuperResolutionSettings = field(default_factory=SuperResolutionSettings)
     events: EventSettings = field(default_factory=EventSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
     sinks: SinkSettings = field(default_factory=SinkSettings)
@@ -224,6 +233,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "worker.max_scan_mib": (1, 1 << 20),
     "triage.alpha": (0.001, 0.5),
     "triage.min_coverage_mm": (0, 300),
+    "super_resolution.thin_slices": (1, 4),
+    "super_resolution.style": (0, 1),
     "events.heartbeat_s": (0.05, 3600),
     "events.keep": (100, 10**9),
     "alerts.deadline_s": (0.05, 86400),
@@ -251,21 +262,6 @@ _CHOICES = {
     "alerts.identifiers": IDENTIFIERS,
     "security.curve": ("elsewhere", "always"),
 }
-
-
-def read_settings(path: Path | None) -> Settings:
-    """Read the TOML file at `path` (None: all defaults); raise SettingsError naming the first key that is wrong."""
-    if path is None:
-        return Settings()
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the settings file {path} is not TOML: {error}") from error
-    settings: Settings = _section(Settings, table, "")
-    check(settings)
-    return settings
 
 
 def check(settings: Settings) -> None:
@@ -371,30 +367,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _section(kind: Any, table: dict[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        key = prefix + name
-        if name not in known:
-            raise SettingsError(f"{key} is not a setting; known here: {', '.join(sorted(known))}")
-        wanted = hints[name]
-        if is_dataclass(wanted):
-            if not isinstance(value, dict):
-                raise SettingsError(f"{key} must be a section, [{key}]")
-            values[name] = _section(wanted, value, f"{key}.")
-        elif wanted == tuple[str, ...] and isinstance(value, list) and all(isinstance(each, str) for each in value):
-            values[name] = tuple(value)
-        elif wanted is Path and isinstance(value, str):
-            values[name] = Path(value)
-        elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            values[name] = float(value)
-        elif isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
-            values[name] = value
-        else:
-            needed = "list of texts" if wanted == tuple[str, ...] else wanted.__name__
-            raise SettingsError(f"{key} is {value!r}; a value of type {needed} is needed")
-    return kind(**values)

@@ -60,8 +60,8 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     },
     "defusedxml": {"edge.header"},
     "threadpoolctl": {"edge.chain", "export.calibrate_quality", "export.measurements", "export.train"},
-    "tomli": {"edge.settings"},
-    "tomllib": {"edge.settings"},  # not in the library of Python 3.10
+    "tomli": {"edge.settings_file"},
+    "tomllib": {"edge.settings_file"},  # not in the library of Python 3.10
     "nibabel": {"edge.nifti", "export"},
     "torch": {"export"},
     "onnx": {"export"},
@@ -70,6 +70,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
         "export.assess",
         "export.onnx",
         "export.quantise",
+        "export.superres_onnx",
         "export.triage_chain",
         "export.triage_onnx",
     },

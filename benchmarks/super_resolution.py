@@ -51,7 +51,7 @@ from recon.superres import Steps, super_resolve
 from recon.superres_card import Refiner
 
 REAL_PHANTOMS = ("phantom_pulseq_16ch", "phantom_ge_8ch_7sl", "phantom_twixtools_gre_2ch")
-MEASURES = ("psnr", "ssim", "hfen", "cut_off")
+MEASURES = ("psnr", "ssim", "hfen", "cut_off", "cut_off_seventh", "cut_off_axes")
 
 
 def main() -> None:
@@ -169,7 +169,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "slices": len(gains),
                 "psnr_gain": round(means["network"]["psnr"] - means["sinc"]["psnr"], 3),
                 "psnr_gain_95": [round(float(v), 3) for v in np.percentile(drawn, (2.5, 97.5))],
-                "cut_off_further": round(means["network"]["cut_off"] / means["sinc"]["cut_off"] - 1, 4),
+                "further": {name: round(means["network"][name] / means["sinc"][name] - 1, 4) for name in MEASURES[3:]},
                 **means,
                 "in_band": max(row["in_band"] for row in own),
                 "share_of_energy": round(float(np.mean([row["share_of_energy"] for row in own])), 6),
@@ -316,7 +316,9 @@ def _show(console: Console, results: dict[str, Any]) -> None:
         for method in ("sinc", "cubic", "self-taught", "network"):
             found = row[method]
             last = (
-                f"{row['psnr_gain']:+.2f}, cut-off {100 * row['cut_off_further']:+.0f} %" if method == "network" else ""
+                f"{row['psnr_gain']:+.2f}, cut-off {100 * row['further']['cut_off']:+.0f} %"
+                if method == "network"
+                else ""
             )
             table.add_row(
                 row["contrast"], str(row["slices"]), method, f"{found['psnr']:.2f}", f"{found['ssim']:.4f}",

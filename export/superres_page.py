@@ -52,7 +52,7 @@ def card_page(card: Mapping[str, Any], record: Mapping[str, Any]) -> str:
             ),
         ),
         "",
-        "Cut-offs are where Fourier ring correlation with the truth falls below 0.5 (and 1/7), in units of the highest",
+        "Cut-offs: where Fourier ring correlation with the truth falls below 0.5 (and 1/7), in units of the highest",
         "measured frequency along an axis; the corners of the measured square reach to 1.41, so beside rings there is",
         "the correlation within 15° of the axes. HFEN is an error: less is better. In-band: the largest relative",
         "difference of measured k-space of any slice.",

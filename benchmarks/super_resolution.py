@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SUPER_RESOLUTION, metavar="DIR", help="another network's folder")
     parser.add_argument("--slices", type=int, default=12, metavar="N", help="of each volume (%(default)s)")
     parser.add_argument("--sites", type=int, default=24, metavar="N", help="lesions of a kind a head (%(default)s)")
-    parser.add_argument("--patients", type=int, default=100, metavar="N", help="without false structures (%(default)s)")
+    parser.add_argument("--patients", type=int, default=400, metavar="N", help="without false structures (%(default)s)")
     parser.add_argument("--simulated", type=int, default=2, metavar="N", help="simulated heads (%(default)s)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw comparisons here")
     parser.add_argument("--json", "--out", dest="out", type=Path, metavar="FILE", help="write the record here")

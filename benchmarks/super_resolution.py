@@ -9,6 +9,7 @@ that are no heads, and milliseconds are in the same record. `--pictures` draws c
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -284,6 +285,7 @@ def milliseconds(refiner: Refiner, n: int) -> dict[str, Any]:
         "median_ms": round(float(np.median(took)), 1),
         "p95_ms": round(float(np.percentile(took, 95)), 1),
         "min_ms": round(min(took), 1),
+        "load": [round(each, 1) for each in os.getloadavg()],  # of others, too: 1, 5 and 15 minutes
     }
 
 

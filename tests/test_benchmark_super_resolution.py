@@ -15,6 +15,7 @@ from benchmarks import super_resolution
 from benchmarks.superres_cases import cubic, cut_off, ring_correlation, self_taught, sinc, volume_of
 from benchmarks.superres_lesions import auc, count_new
 from edge.superres_model import open_refiner
+from export import superres_page
 from export.superres_page import card_page
 from recon.arrays import Array
 
@@ -82,6 +83,7 @@ def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
     results = {
         "model_sha256": "a",
         "summary": [],
+        "cost": {"slice": "s", "backend": "b", "n": 3, "median_ms": 1, "p95_ms": 2, "min_ms": 0.5, "load": [0.1]},
         "through_plane": [],
         "lesions": {
             "detectability": [],
@@ -93,6 +95,8 @@ def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
     assert "Not for diagnostic use" in page
     assert "| noise | yes | 0.1 % |" in page
     assert "- a limit" in page
+    short = {"contrast": "T1w", "psnr_gain": 0.5, "further": {"cut_off": 0.1}}
+    assert len(superres_page._short([short])) == 2
     with pytest.raises(ValueError, match="other weights"):
         card_page({**card, "sha256": "b"}, {"results": results, "at": "", "commit": ""})
 

@@ -52,6 +52,10 @@ class Refinery:
                 own, _TIMEOUT_S, self._on_report, lambda: None, lambda: None, module="edge.superres_process"
             )
 
+    def has(self, scan_id: str) -> bool:
+        """Whether a scan waits for it."""
+        return self._jobs.joinpath(f"{scan_id}.json").exists()
+
     def wake(self) -> None:
         """A scan may have left a job."""
         if self._crew is not None:

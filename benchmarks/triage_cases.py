@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.diagnostic import proportion
-from benchmarks.foreign import foreign, spoiled
+from benchmarks.foreign import foreign, spoiled, spoiled_otherwise
 from edge.contrast_name import contrast_of_words
 from edge.nifti import read_nifti
 from edge.rawfile import open_raw
@@ -123,7 +123,7 @@ class Runs:
             for contrast in contrasts[: 1 if self.is_quick else None]:
                 by_kind[name].update(_states(assess_series(volume, contrast, self.tools, Site())))
         for row, head in self._spoilable():
-            for name, volume in spoiled(head, rng):
+            for name, volume in (*spoiled(head, rng), *spoiled_otherwise(head, rng)):
                 by_kind[name].update(_states(assess_series(volume, row["triage"], self.tools, Site())))
         return _foreign_summary(by_kind)
 

@@ -20,10 +20,11 @@ from recon.arrays import Array
 SIZE_OF_WEIGHTS = 0.1  # root mean square of a convolution's weights: steps are as large relative to it as they were
 
 
-def from_onnx(path: Path, planes: Tensor) -> TriageNetwork:
+def from_onnx(path: Path, planes: Tensor | None = None) -> TriageNetwork:
     """Return the network of a model.onnx that `export.triage_onnx` wrote; the head of the whole plane starts anew.
 
-    planes: float32 (n, 2, y, x), training planes that the statistics are taken from.
+    planes: float32 (n, 2, y, x), training planes that the statistics are taken from; None where it is not to be
+    trained on.
     Raises ValueError where the graph is not this network's.
     """
     graph = onnx.load(str(path)).graph
@@ -47,7 +48,8 @@ def from_onnx(path: Path, planes: Tensor) -> TriageNetwork:
         for name, parameter in network.named_parameters():
             if name.startswith(("up.", "leave.")):
                 _fill(parameter, stored[f"network.{name}"])
-        _normalise(network, pairs, planes)
+        if planes is not None:
+            _normalise(network, pairs, planes)
     return network
 
 

@@ -76,7 +76,9 @@ LIMITS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and write the model folder."""
     parser = argparse.ArgumentParser(prog="python -m export.triage_card", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="or a model.onnx, card beside it"
+    )
     parser.add_argument("--planes", type=Path, required=True, metavar="DIR", help="made by export.triage_images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--folds", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of --fold runs")

@@ -125,30 +125,33 @@ def fit_artefacts(folder: Path, n_heads: int) -> Artefacts:
     """
     series = [*_series(folder), *(each for seed in range(n_heads) for each in _drawn(seed))]
     single: dict[str, list[tuple[Array, Array]]] = defaultdict(list)
-    for contrast, images, brain, _ in series:
+    upright: dict[str, list[Array]] = defaultdict(list)
+    for contrast, images, brain, kind in series:
         single[contrast] += zip(images, brain, strict=True)
-    upright = [[front_and_back(*each) for each in of] for contrast, of in single.items()]
-    weights = fit_weights([np.array(each) for each in upright])
-    exams = [measure_artefacts(images, brain, weights) for _, images, brain, is_exam in series if is_exam]
+        if kind != "any way":
+            upright[contrast] += [front_and_back(*each) for each in zip(images, brain, strict=True)]
+    weights = fit_weights([np.array(each) for each in upright.values()])
+    exams = [measure_artefacts(images, brain, weights) for _, images, brain, kind in series if kind == "exam"]
     most = {name: max(each[name] for each in exams) * more for name, more in MORE.items()}
     most[REVERSED] = 0.0
     of_few = {}
     for contrast, of in single.items():
         found = [measure_artefacts(image[None], brain[None], weights) for image, brain in track(of, contrast)]
         of_few[contrast] = {name: float(np.quantile([each[name] for each in found], KEPT)) for name in WORDS}
+        of_few[contrast][REVERSED] = max(of_few[contrast][REVERSED], 0.0)
     print("worst series", {name: max(each[name] for each in exams) for name in WORDS})
     return Artefacts(weights, most, of_few)
 
 
-Series = tuple[str, Array, Array, bool]  # contrast, images, brain, whether it is an exam
+Series = tuple[str, Array, Array, str]  # contrast, images, brain; "exam", "few" planes, or planes lying in "any way"
 
 
 def _series(folder: Path) -> Iterator[Series]:
-    """Yield training subjects' planes: those of one volume together, patients' slices alone; axial ones only."""
+    """Yield training subjects' planes: those of one volume together, patients' slices alone."""
     rng = np.random.default_rng(6)
     volumes: dict[tuple[str, str], list[Array]] = defaultdict(list)
     for path in sorted(folder.glob("*.npz")):
-        if "part" in path.name or path.name.startswith(("shapes", "tumour", "exams")):  # tumours' slices lie in any way
+        if "part" in path.name or path.name.startswith(("shapes", "exams")):
             continue
         for each in load([path]):
             label = each.label
@@ -156,10 +159,11 @@ def _series(folder: Path) -> Iterator[Series]:
             if label.split == "train" and label.factor == 0 and is_chosen:
                 name = label.group if label.source == "brain" else f"{label.group} {label.row}"
                 volumes[name, CONTRASTS.get(label.contrast, label.contrast)].append(each.image.astype(np.float32))
-    for (_, contrast), images in volumes.items():
+    for (name, contrast), images in volumes.items():
         shown = most_of_brain(np.stack(images))
         if shown is not None:
-            yield contrast, *shown, len(images) >= MANY
+            few = "any way" if name.startswith("tumour") else "few"  # published in all directions
+            yield contrast, *shown, "exam" if len(images) >= MANY else few
 
 
 def _drawn(seed: int) -> Iterator[Series]:
@@ -169,7 +173,7 @@ def _drawn(seed: int) -> Iterator[Series]:
     for name, contrast in CONTRASTS.items():
         shown = most_of_brain(prepare(noisy(drawn.images[name], rng), drawn.geometry).inputs[:, 0])
         if shown is not None:
-            yield contrast, *shown, True
+            yield contrast, *shown, "exam"
 
 
 def _planes(path: Path) -> Iterator[tuple[str, bool, Array]]:

@@ -234,7 +234,14 @@ def batch(rng: np.random.Generator, recipe: Recipe, pool: Pool) -> Batch:
 
 
 def load_triage(path: Path) -> tuple[TriageNetwork, dict[str, Any]]:
-    """Return the network of a checkpoint with the running mean of its weights, and the checkpoint."""
+    """Return the network of a checkpoint with the running mean of its weights, and the checkpoint.
+
+    path: a checkpoint, or a model.onnx that has its card.json beside it.
+    """
+    if path.suffix == ".onnx":
+        card = json.loads((path.parent / "card.json").read_text("utf-8"))
+        known = {"finding": card["name"].removeprefix("scanside-"), "widths": card["network"]["widths"], "fold": ""}
+        return from_onnx(path), known | card["training"]
     content = torch.load(path, weights_only=True)
     network = TriageNetwork(tuple(content["widths"]))
     network.load_state_dict(content["ema"])

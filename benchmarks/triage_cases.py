@@ -23,7 +23,7 @@ from edge.recon_file import reconstruct_file
 from edge.simulate import simulate_file
 from edge.undersample import undersample
 from export.measurements import CONTRASTS, cases_of
-from export.slices import TUMOUR_FIELD_MM, TUMOUR_VALIDATION
+from export.slices import TUMOUR_FIELD_MM, tumour_splits
 from recon.arrays import Array
 from recon.contrast import CONTRASTS as SIMULATED
 from recon.protocol import Protocol
@@ -231,8 +231,8 @@ class Runs:
         if not folder.is_dir():
             return
         rows = _rows(folder)
-        last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # as the training left them out
-        for row in self._some([row for row in rows if int(row["pseudo_group"]) > last]):
+        pairs = zip(rows, tumour_splits(rows), strict=True)
+        for row in self._some([row for row, split in pairs if split == "val"]):
             image = np.asarray(Image.open(folder / row["file"]).convert("L"), np.float32)
             mask = np.asarray(Image.open(folder / row["mask_file"]).convert("L")) > 127
             step = TUMOUR_FIELD_MM / image.shape[0]

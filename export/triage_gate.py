@@ -71,7 +71,7 @@ def main() -> None:
     made_by = f"python -m export.triage_gate --planes DIR --heads {args.heads}"
     if args.artefacts_only:
         content = json.loads(path.read_text("utf-8"))
-        gate, made_by = read_gate(content), f"{content['made_by']}; then with --artefacts-only, {args.heads} heads"
+        gate, made_by = read_gate(content), f"{content['made_by'].split(';')[0]}; artefacts with {args.heads} heads"
     else:
         gate = fit(described(args.planes, args.heads, args.cache))
     gate = replace(gate, artefacts=fit_artefacts(args.planes, args.heads))

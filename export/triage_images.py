@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from export.slices import MIN_FILLED, STROKE_SPACING_MM, TUMOUR_FIELD_MM, TUMOUR_VALIDATION
+from export.slices import MIN_FILLED, STROKE_SPACING_MM, TUMOUR_FIELD_MM, tumour_splits
 from export.triage_chain import FIELD_MM, MATRIX, SPACING_MM, fine_shape, open_session, place, reconstruct
 from recon.arrays import Array
 from recon.contrast import CONTRASTS
@@ -217,14 +217,14 @@ def _tumours(folder: Path) -> Iterator[Sliced]:
     from PIL import Image
 
     rows = _rows(folder / "index.csv")
-    last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])
-    for number, row in enumerate(rows):
+    for number, (row, split) in enumerate(zip(rows, tumour_splits(rows), strict=True)):
+        if not split:
+            continue
         with Image.open(folder / row["file"]) as image:
             pixels = np.asarray(image.convert("L"))
         with Image.open(folder / row["mask_file"]) as image:
             mask = np.asarray(image.convert("L").resize(pixels.shape[::-1], Image.Resampling.NEAREST)) > 0
-        group = int(row["pseudo_group"])
-        label = Label("tumour_t1c", f"tumour-{group}", "val" if group > last else "train", "t1ce", row["label"], number)
+        label = Label("tumour_t1c", f"tumour-{row['pseudo_group']}", split, "t1ce", row["label"], number)
         spacing = (TUMOUR_FIELD_MM / pixels.shape[0], TUMOUR_FIELD_MM / pixels.shape[1])
         yield pixels, mask, spacing, label
 

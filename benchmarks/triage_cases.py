@@ -46,13 +46,15 @@ AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 @dataclass
 class Runs:
-    """The benchmark's parts that assess images. limit: cases of a kind at most."""
+    """The benchmark's parts that assess images. limit: cases of a kind at most. accelerations, snrs: of scans."""
 
     tools: Tools
     data: Path
     limit: int | None
     is_quick: bool
     cases: Path | None
+    accelerations: tuple[int, ...] = ACCELERATIONS
+    snrs: tuple[float, ...] = SNRS
 
     def patients(self) -> dict[str, Any]:
         """Return states of held-out stroke slices and tumour slices, single slices through the whole of triage."""
@@ -149,11 +151,11 @@ class Runs:
         with tempfile.TemporaryDirectory() as folder:
             for seed in range(n_seeds):
                 for kind, (label, contrast) in list(SCANNED.items())[: 2 if self.is_quick else None]:
-                    for snr in SNRS[-1:] if self.is_quick else SNRS:
+                    for snr in self.snrs[-1:] if self.is_quick else self.snrs:
                         protocol = Protocol(contrast=SIMULATED[contrast], acceleration=1, snr=snr, **size)  # type: ignore[arg-type]
                         path = Path(folder) / "scan.h5"
                         simulate_file(path, protocol, kind, 700 + seed)
-                        for acceleration in ACCELERATIONS[:2] if self.is_quick else ACCELERATIONS:
+                        for acceleration in self.accelerations[:2] if self.is_quick else self.accelerations:
                             raw = undersample(open_raw(path), acceleration, 24)
                             began = time.monotonic()
                             report = reconstruct_file(raw, Path(folder) / "out", "auto", is_shown=False)

@@ -30,6 +30,7 @@ from edge.volumes import CLASSICAL, NETWORK, Made, Volumes, software, volume_key
 from recon.arrays import Array
 from recon.assemble import Assembler
 from recon.consistency import measure_slice, ranked
+from recon.dead_coils import find_dead
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.network import Network
 from recon.placement import stack_geometry
@@ -86,6 +87,8 @@ class _Unmeasured(NamedTuple):
     """A slice whose images have gone out and whose measures have not been taken. numbers: int (ky), of its readouts."""
 
     key: ImageKey
+    kspace: KSpace
+    coils: Sensitivities
     start: Start
     learned: Learned | None
     numbers: Array
@@ -302,9 +305,10 @@ class Chain:
         elif self._method in ("auto", "network"):
             volumes.put(key, Made(classical.image, None, reason, first))
         is_judged = self._network is not None and self._network.card.limits is not None
-        if is_judged and classical.start is not None and not encoding.is_3d:
-            self._unmeasured.append(_Unmeasured(key, classical.start, learned, numbers[0], n_slices))
-            if len(self._unmeasured) * classical.start.kspace.samples.nbytes > _MAX_UNMEASURED:
+        if is_judged and classical.start is not None and coils is not None and not encoding.is_3d:
+            self._unmeasured.append(_Unmeasured(key, kspace, coils, classical.start, learned, numbers[0], n_slices))
+            n_bytes = kspace.samples.nbytes + classical.start.kspace.samples.nbytes
+            if len(self._unmeasured) * n_bytes > _MAX_UNMEASURED:
                 self._measure_next()
         if volumes.is_whole(key):
             with self.clock.stage("write"):
@@ -340,7 +344,8 @@ class Chain:
                 measures = measure_slice(waiting.start, ranks, network, solution, thorough=thorough)
             except BackendError:  # the network's image was made: what needs no further run is measured
                 measures = measure_slice(waiting.start, ranks, None, None, thorough=False)
-        self._watch.judge(waiting.key, measures, in_order)
+            dead = find_dead(waiting.kspace, waiting.coils, waiting.start.image, waiting.numbers)
+        self._watch.judge(waiting.key, measures, in_order, dead)
 
     def _run_network(self, classical: Classical, encoding: Encoding) -> tuple[Learned | None, str]:
         """Return the network's image, or why its run failed: the classical one then leads, and says so."""

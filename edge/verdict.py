@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recon.arrays import Array
+from recon.coil_watch import CoilFault
 from recon.consistency import SliceMeasures
 from recon.judge import SAYINGS, slice_reasons, worst
 from recon.limits import Limits
@@ -75,8 +76,12 @@ class Watch:
         """Note that an image has all of its lines."""
         self._tell(self._checks.complete(key))
 
-    def judge(self, key: ImageKey, measures: SliceMeasures, numbers: Array) -> None:
-        """Take the measures of an image, announce what is wrong. numbers: of its lines' readouts, ascending."""
+    def judge(self, key: ImageKey, measures: SliceMeasures, numbers: Array, dead: Sequence[CoilFault] = ()) -> None:
+        """Take the measures of an image, announce what is wrong. numbers: of its lines' readouts, ascending.
+
+        dead: coils that the image showed to be dead.
+        """
+        self._tell(self._checks.note_dead(dead, key))
         self._slices.measures[key], self._slices.numbers[key] = measures, numbers
         if self._limits is None:
             return

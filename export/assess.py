@@ -13,6 +13,7 @@ import onnxruntime
 from recon.arrays import Array
 from recon.assemble import Assembler
 from recon.consistency import SliceMeasures, measure_slice, ranked
+from recon.dead_coils import find_dead
 from recon.errors import AcquisitionError, BackendError, ShapeError
 from recon.line_checks import LineChecks
 from recon.line_faults import LineReport
@@ -93,7 +94,9 @@ def assess(scan: Scan, readouts: Iterable[Acquisition], network: Network, *, eve
             except BackendError as error:
                 left_out[str(error)] += 1
         if start is not None and not encoding.is_3d:
-            ranks, numbers[key] = ranked(assembler.order(key)[0])
+            order = assembler.order(key)[0]
+            ranks, numbers[key] = ranked(order)
+            checks.note_dead(find_dead(kspace, coils, start.image, order), key)
             measures[key] = measure_slice(
                 start,
                 ranks,

@@ -102,6 +102,12 @@ class CoilWatch:
                 out.append(self._found(int(coil), order, share, WEAK, words, True))
         return out
 
+    def is_new(self, coil: int) -> bool:
+        """Whether `coil` was not known to be dead; it is now."""
+        is_new = coil not in self._dead
+        self._dead.add(coil)
+        return is_new
+
     def _ends(self, power: Array) -> Array:
         n = 2 * max(1, power.shape[1] // (2 * _ENDS))
         ends = (power[:, :n].sum(axis=1) + power[:, -n:].sum(axis=1)) / np.float32(2 * n)

@@ -211,6 +211,10 @@ class LineChecks:
         )
         return self._log.keep(Kind.CLIPPED, key, place[1], order, worst, MIN_PLATEAU, words)
 
+    def note_dead(self, coils: Iterable[CoilFault], key: ImageKey) -> list[LineFault]:
+        """Take coils that an image showed to be dead (`recon.dead_coils`); return those that were not known."""
+        return self._dead([each for each in coils if self._coils.is_new(each.coil)], key)
+
     def _dead(self, coils: list[CoilFault], key: ImageKey | None) -> list[LineFault]:
         found: list[LineFault] = []
         for coil, order, value, threshold, words, from_start in coils:

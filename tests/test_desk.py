@@ -22,6 +22,7 @@ from edge.desk import Desk, DeskRules
 from edge.event_log import EventLog
 from edge.follow import Follower
 from edge.ledger import Ledger
+from edge.outbox import Outbox
 from edge.router import Router
 from edge.wire import Publisher
 from recon.errors import DeliveryError
@@ -433,3 +434,17 @@ def _all_of(client: AlertClient, for_s: float) -> list[dict[str, Any]]:
         if message is not None:
             found.append(message)
     return found
+
+
+def test_the_first_answer_stands(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    outbox = Outbox(ledger)
+    alert = an_alert()
+    with ledger.transaction():
+        outbox.enter(alert.to_json(), 1, "2026-11-25T10:00:00.000Z", Deadline.after(60, FakeClock()))
+        assert outbox.acknowledge(alert.alert_id, "Ada", "desk", "2026-11-25T10:01:00.000Z")
+        assert not outbox.acknowledge(alert.alert_id, "Bo", "ward", "2026-11-25T10:02:00.000Z")
+    (kept,) = outbox.answered(0, 10)
+    assert (kept.acknowledged_by, kept.acknowledged_via) == ("Ada", "desk")
+    assert outbox.unanswered() == []
+    ledger.close()

@@ -54,7 +54,7 @@ MIN_PLANES = 30  # fewer make no kind
 MARGIN, MARGIN_OF_FEW = 0.5, 4.0  # log odds
 NOISE = (0.0, 0.1)
 BLUR = (0.0, 1.1)
-MORE = {REPEATS: 1.3, STRIPES: 1.2, CLIPPED: 2.0}  # times the worst clean series
+MORE = {REPEATS: 1.75, STRIPES: 1.2, CLIPPED: 2.0}  # times the worst clean series
 KEPT = 0.995  # of single planes
 
 

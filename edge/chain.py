@@ -145,6 +145,11 @@ class Chain:
         card = self._network.card if self._network else None
         self._watch = Watch(self._scan, card.trained_range if card else None, on_fault, card.limits if card else None)
 
+    @property
+    def results(self) -> Results:
+        """Where the scan's results are written."""
+        return self._results
+
     def feed(self, readout: Readout, message_end: int = 0) -> None:
         """Take one readout; images that it completes are made now."""
         self.n_readouts += 1

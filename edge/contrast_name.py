@@ -15,6 +15,7 @@ _WORDS = (
     ("t1ce", r"\b(post|gd|gad\w*|ce|km)\b.*\bt1"),
     ("t1", r"\bt1|mprage|bravo|\bspgr|\bmp2rage"),
     ("t2", r"\bt2"),
+    ("pd", r"\bpd(w|\b)|proton ?dens"),
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Crew:
         on_report: Callable[[Report, bytes], None],
         on_start: Callable[[], None],
         on_death: Callable[[], None],
+        module: str = "edge.worker",
     ) -> None:
         self.pid: int | None = None
         self._settings = settings
@@ -42,6 +43,7 @@ class Crew:
         self._on_report = on_report
         self._on_start = on_start
         self._on_death = on_death
+        self._module = module
         self._process: asyncio.subprocess.Process | None = None
         self._heard_at = time.monotonic()
         self._is_stopping = False
@@ -70,7 +72,7 @@ class Crew:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "edge.worker",
+                self._module,
                 json.dumps(self._settings),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -83,6 +85,8 @@ class Crew:
                 await self._listen(process)
             finally:
                 watch.cancel()
+                if process.stdin is not None:
+                    process.stdin.close()
                 code, was_ready = await _end(process), self._is_ready
                 self._process, self.pid, self._is_ready = None, None, False
             if not self._is_stopping:

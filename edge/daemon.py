@@ -29,6 +29,7 @@ from edge.mrd import Limits
 from edge.mrd_write import encode_image
 from edge.notify import Notifier
 from edge.pulse import Pulse
+from edge.refinery import JOBS
 from edge.reload import take_over
 from edge.secret import random_secret
 from edge.server import MrdServer
@@ -95,6 +96,7 @@ class Daemon:
                 "engines": str(state / "engines"),
                 "precision": settings.network.precision,
                 "triage": asdict(settings.triage),
+                "super_resolution": str(state / JOBS) if settings.super_resolution.enabled else "",
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
                 "pseudonym_key": str(state / "keys" / "pseudonym.key"),

@@ -39,6 +39,7 @@ METHODS = {
     "sense": "regularised CG-SENSE, no neural network",
     "root-sum-of-squares": "Fourier transform and root sum of squares over coils, no neural network",
     "zero-filled": "zero-filled Fourier transform, no neural network",
+    "super-resolution": "super-resolution by a neural network, measured k-space put back",
 }
 
 # Words in the header's sequence type, the Scanning Sequence and the Sequence Variant that they stand for.

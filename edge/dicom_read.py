@@ -204,7 +204,7 @@ def _is_synthetic(file: Dataset) -> bool:
     ]
     return (
         str(file.get("SyntheticData", "")).upper() == "YES"
-        or any(mark in _OURS for mark in _values(file.get("ImageType")))
+        or any(mark.startswith(_OURS) for mark in _values(file.get("ImageType")))
         or SYNTHESIZING[0] in purposes
         or str(file.get("SeriesDescription", "")).startswith(SYNTHETIC_TITLE[:5])
         or "added by a learned prior" in str(file.get("DerivationDescription", ""))

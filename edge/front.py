@@ -18,6 +18,7 @@ from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.outlets import Outlets
 from edge.pacs import Pacs
+from edge.refinery import Refinery
 from edge.router import Router
 from edge.settings import AlertSettings, Settings, host_and_port, needs_keys
 from edge.wire import Publisher
@@ -73,6 +74,7 @@ class Front:
             keyring.role_of if locked["alerts"] else lambda user: "admin",
             self.outlets.enter,
         )
+        self.refinery = Refinery(settings.super_resolution, settings.state, ledger, self.events, self._enter_refined)
         self.desk.offer("deliveries", self.outlets.list_dead)
         self.desk.offer("retry", self.outlets.retry)
 
@@ -86,10 +88,15 @@ class Front:
         self.desk.announce(alert_ids)
         self.outlets.wake()
         self.pacs.wake()
+        self.refinery.wake()
+
+    def _enter_refined(self, scan_id: str, objects: Iterable[str]) -> None:
+        self.pacs.enter(scan_id, objects)
+        self.pacs.wake()
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """Return what is to run while the daemon does."""
-        return [self.desk.run(), *self.outlets.tasks(), *self.pacs.tasks()]
+        return [self.desk.run(), *self.outlets.tasks(), *self.pacs.tasks(), self.refinery.run()]
 
     def close(self) -> None:
         """Close all sockets, after half a second for what is queued."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from edge.rawfile import RawFile, open_raw
 from edge.results import Results
 from edge.settings import Settings, TriageSettings
 from edge.spool import new_scan_id
+from edge.super_resolution import Choice, super_resolve_scan
+from edge.superres_model import open_refiner
 from edge.supply import BACKENDS, Supply
 from edge.undersample import undersample
 from recon.errors import BackendError, ModelError, ScanError
 from recon.quality import Level
 from recon.reconstruct import METHODS
+from recon.superres_card import Refiner
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +55,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the convolutions: auto is float16 in engines, float32 elsewhere; int8 where the card offers it",
     )
+    finer = parser.add_argument_group(
+        "super-resolution", "a second, synthetic volume beside the measured one; not for diagnostic use"
+    )
+    finer.add_argument(
+        "--super-resolve", action="store_true", help="voxels half as long and wide; everything measured is kept"
+    )
+    finer.add_argument(
+        "--thin-slices", type=int, default=1, metavar="N", help="and N slices for each thick one, 1 to 4 (%(default)s)"
+    )
+    finer.add_argument(
+        "--seven-tesla-style",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="also render it in a 7 T style of strength S, 0 to 1: contrast and sharpness only (%(default)g)",
+    )
     parser.add_argument("--model", type=Path, default=RECONSTRUCTION, metavar="DIR", help="another network's folder")
     parser.add_argument(
         "--engines",
@@ -66,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     """Do `scanside recon`: 0 done, 1 the scan cannot be served, 2 wrong use."""
     if not args.file.is_file():
         return _fail(f"{args.file}: there is no such file", 2)
-    if args.accelerate < 1 or args.acs < 0:
-        return _fail(f"--accelerate {args.accelerate} --acs {args.acs}: R ≥ 1 and N ≥ 0 are needed", 2)
+    if mistake := _mistake(args):
+        return _fail(mistake, 2)
     try:
         raw = undersample(open_raw(args.file), args.accelerate, args.acs)
         report = reconstruct_file(
@@ -78,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
             backend=args.backend,
             engines=args.engines,
             precision=args.precision,
+            finer=Choice(args.thin_slices, args.seven_tesla_style) if args.super_resolve else None,
         )
     except ScanError as error:
         return _fail(str(error), 1)
@@ -88,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out / beside['file']}  {shape}  {beside['method']}  the classical image, always beside it")
         for step in (step for step in volume["steps"] if step.startswith("network not used")):
             print(f"note: {step}")
+    for line in _finer_words(args.out, report.get("super_resolution", ())):
+        print(line)
     for finding in report["findings"]:
         why = f" ({finding['why']})" if finding["why"] else ""
         print(f"{finding['finding']}: {finding['state']}{why}")
@@ -105,6 +127,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _mistake(args: argparse.Namespace) -> str:
+    if args.accelerate < 1 or args.acs < 0:
+        return f"--accelerate {args.accelerate} --acs {args.acs}: R ≥ 1 and N ≥ 0 are needed"
+    if not 1 <= args.thin_slices <= 4 or not 0 <= args.seven_tesla_style <= 1:
+        return "--thin-slices takes 1 to 4, --seven-tesla-style 0 to 1"
+    if not args.super_resolve and (args.thin_slices > 1 or args.seven_tesla_style):
+        return "--thin-slices and --seven-tesla-style need --super-resolve"
+    return ""
+
+
+def _finer_words(out: Path, volumes: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for each in volumes:
+        if each["state"] != "made":
+            yield f"note: super-resolution refused: {each['why']}"
+            continue
+        shape, share = "×".join(map(str, each["shape"])), 100 * each["estimated"]["share_of_energy"]
+        yield f"{out / each['file']}  {shape}  synthetic: {share:.2g} % of its energy is estimated"
+        yield f"{out / each['preview']}  beside the measured image; not for diagnostic use"
+
+
 def reconstruct_file(
     raw: RawFile,
     folder: Path,
@@ -114,11 +156,13 @@ def reconstruct_file(
     backend: str = "auto",
     engines: Path | None = None,
     precision: str = "auto",
+    finer: Choice | None = None,
 ) -> dict[str, Any]:
     """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError.
 
     model, backend, engines, precision: the network's folder, what runs it, where engines are kept, and how it
-    computes. "auto" does without a network that cannot be opened, and says so.
+    computes. "auto" does without a network that cannot be opened, and says so. finer: what is super-resolved, None for
+    nothing.
     """
     scan, exam = read_header(raw.header, new_scan_id())
     supply, no_network = None, ""
@@ -144,7 +188,27 @@ def reconstruct_file(
         for readout in readouts(raw):
             chain.feed(readout)
             progress.advance(task)
-        return chain.finish("complete", "", lambda: readouts(raw))
+        report = chain.finish("complete", "", lambda: readouts(raw))
+        if finer is not None:
+            task = progress.add_task("super-resolution", total=None)
+            report |= {
+                "super_resolution": super_resolve_scan(
+                    chain.results,
+                    _refiner(),
+                    finer,
+                    report["quality"]["verdict"] or "",
+                    lambda done, of: progress.update(task, completed=done, total=of),
+                )
+            }
+            chain.results.write_report(report)
+    return report
+
+
+def _refiner() -> Refiner | ModelError | BackendError:
+    try:
+        return open_refiner()
+    except (ModelError, BackendError) as error:
+        return error
 
 
 def readouts(raw: RawFile) -> Iterator[Readout]:

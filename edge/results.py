@@ -27,7 +27,12 @@ from recon.errors import DeliveryError
 from recon.quality import Level, Verdict
 from recon.scan import Scan, Volume
 
-SERIES_NUMBER = {"network": 0, "classical": 1, "super-resolved": 2}  # within the ten numbers that each volume has
+SERIES_NUMBER = {
+    "network": 0,
+    "classical": 1,
+    "super-resolved": 2,
+    "super-resolved-style": 3,
+}  # within the ten numbers that each volume has
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,13 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             said = {
-                series: self._write_series(volume, series, index, contrast, verdict)
+                series: self.write_series(volume, series, index, contrast, verdict)
                 for series, volume in volumes.items()
             }
-            write_atomically(self.folder / f"classical{suffix}.npy", _npy(volumes["classical"].data))
+            write_atomically(self.folder / f"classical{suffix}.npy", npy(volumes["classical"].data))
             if "network" in volumes and lead != "network":
-                write_atomically(beside, _npy(volumes["network"].data))
-            write_atomically(self.folder / f"volume{suffix}.npy", _npy(volumes[lead].data))
+                write_atomically(beside, npy(volumes["network"].data))
+            write_atomically(self.folder / f"volume{suffix}.npy", npy(volumes[lead].data))
             if lead == "network":
                 beside.unlink(missing_ok=True)
             if index == 0:
@@ -112,18 +117,23 @@ class Results:
             raise DeliveryError(f"the results cannot be read: {error.strerror}") from error
         return self.write_volumes(volumes, index, written.contrast, verdict)
 
+    def leading(self, most: int) -> Iterator[tuple[int, str, Volume, int]]:
+        """Yield index, name of the leading series, its volume without pixels, and contrast, of the first volumes."""
+        for index, written in sorted(self._written.items())[:most]:
+            yield index, written.lead, written.series[written.lead], written.contrast
+
     def leading_volumes(self, most: int) -> Iterator[tuple[int, str, Volume, int]]:
         """Yield index, name of the leading series, its volume read back from disk, and contrast, of the first volumes.
 
         Raises DeliveryError where one cannot be read.
         """
-        for index, written in sorted(self._written.items())[:most]:
+        for index, lead, empty, contrast in self.leading(most):
             name = f"volume_{index:03d}.npy" if index else "volume.npy"
             try:
                 data = np.load(self.folder / name)
             except OSError as error:
                 raise DeliveryError(f"the results cannot be read: {error.strerror}") from error
-            yield index, written.lead, replace(written.series[written.lead], data=data), written.contrast
+            yield index, lead, replace(empty, data=data), contrast
 
     def write_quality_note(self, verdict: Verdict | None) -> None:
         """Write `dicom/quality_note.dcm` where the verdict advises to scan again; raises DeliveryError."""
@@ -141,9 +151,10 @@ class Results:
         except OSError as error:
             raise DeliveryError(f"the results cannot be written: {error.strerror}") from error
 
-    def _write_series(
+    def write_series(
         self, volume: Volume, series: str, index: int, contrast: int, verdict: Verdict | None
     ) -> dict[str, Any]:
+        """Write one DICOM series of the scan's volume `index` and return what the report says of it. Raises OSError."""
         folder = self.folder / "dicom" / (f"{series}_{index:03d}" if index else series)
         files = write_series(
             volume,
@@ -168,16 +179,26 @@ class Results:
             "backend": provenance.backend,
         }
 
+    def recall(self, index: int, lead: str, volume: Volume, contrast: int) -> None:
+        """Know again of a leading volume that lies in the folder; `volume` is without its pixels."""
+        self._written[index] = _Written({lead: volume}, lead, contrast)
+
     def write_report(self, report: dict[str, Any]) -> None:
         """Write report.json; raises DeliveryError where the disk does not take it."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
-        except OSError as error:
-            raise DeliveryError(f"the report cannot be written: {error.strerror}") from error
+        write_report(self.folder, report)
 
 
-def _npy(array: Array) -> bytes:
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write report.json into `folder`; raises DeliveryError where the disk does not take it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+    except OSError as error:
+        raise DeliveryError(f"the report cannot be written: {error.strerror}") from error
+
+
+def npy(array: Array) -> bytes:
+    """Return the NumPy file that holds `array`."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()

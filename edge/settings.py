@@ -82,6 +82,21 @@ class TriageSettings:
 
 
 @dataclass(frozen=True)
+class SuperResolutionSettings:
+    """A second, synthetic volume with finer voxels, made after triage; off unless `enabled`.
+
+    `thin_slices`: how many thinner ones are made of each thick slice, 1 for none. `style`: strength of the 7 T style
+    that is rendered beside it, 0 for none. `model`: another network's folder ("" is the one that comes with this
+    version).
+    """
+
+    enabled: bool = False
+    thin_slices: int = 1
+    style: float = 0.0
+    model: str = ""
+
+
+@dataclass(frozen=True)
 class EventSettings:
     """The ZeroMQ event stream."""
 
@@ -177,6 +192,7 @@ class Settings:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     triage: TriageSettings = field(default_factory=TriageSettings)
+    super_resolution: SuperResolutionSettings = field(default_factory=SuperResolutionSettings)
     events: EventSettings = field(default_factory=EventSettings)
     alerts: AlertSettings = field(default_factory=AlertSettings)
     sinks: SinkSettings = field(default_factory=SinkSettings)
@@ -196,6 +212,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "worker.max_scan_mib": (1, 1 << 20),
     "triage.alpha": (0.001, 0.5),
     "triage.min_coverage_mm": (0, 300),
+    "super_resolution.thin_slices": (1, 4),
+    "super_resolution.style": (0, 1),
     "events.heartbeat_s": (0.05, 3600),
     "events.keep": (100, 10**9),
     "alerts.deadline_s": (0.05, 86400),

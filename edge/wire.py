@@ -25,6 +25,7 @@ KINDS = (
     "alert.escalated",
     "scan.done",
     "scan.failed",
+    "scan.super-resolved",
     "heartbeat",
 )
 _HIGH_WATER_MARK = 200  # messages kept for one slow subscriber: 80 MB of images of 320²

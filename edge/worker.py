@@ -35,6 +35,7 @@ from edge.pseudonym import exam_keys
 from edge.results import Results
 from edge.secret import read_secret
 from edge.spool import SpoolReader
+from edge.superres_job import leave_job
 from edge.supply import Supply
 from recon.arrays import Array
 from recon.errors import AcquisitionError, ScanError, StreamError
@@ -194,6 +195,10 @@ class OpenScan:
             raise AcquisitionError("the stream ended without a header; an ISMRMRD XML header is needed before readouts")
         assert self.ending is not None
         report = self._chain.finish(self.ending, self.reason, self._replay)
+        if self._settings["super_resolution"] and report["volumes"]:  # later, by another process: nothing waits for it
+            verdict = report["quality"]["verdict"] or ""
+            jobs = Path(self._settings["super_resolution"])
+            leave_job(jobs, self._chain.results, Path(self._order["spool"]), verdict)
         self._is_done = True
         self._reports.send(
             "done",

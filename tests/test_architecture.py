@@ -68,6 +68,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
         "export.assess",
         "export.onnx",
         "export.quantise",
+        "export.superres_onnx",
         "export.triage_chain",
         "export.triage_onnx",
     },

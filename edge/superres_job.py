@@ -1,0 +1,147 @@
+"""A scan that waits to be super-resolved: a small file in the state folder, left before its findings go out.
+
+It holds where each leading volume lies and how it was made; pixels are in the results folder, and what DICOM needs to
+know in the spool's header. Killed at any moment, the work begins again from it and gives the same files. A job that was
+begun three times and never ended is given up, so that a scan cannot take a process down again and again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge.atomic import write_atomically
+from edge.header import read_header
+from edge.mrd import MessageId, read_bytes
+from edge.results import Results
+from edge.spool import SpoolReader
+from edge.super_resolution import MAX_VOLUMES
+from recon.errors import AcquisitionError, DeliveryError
+from recon.scan import Geometry, Provenance, Volume
+
+MOST_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of the jobs folder, read."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def scan_id(self) -> str:
+        """Whose volumes wait."""
+        return self.path.stem
+
+    def begin(self) -> bool:
+        """Count an attempt on disk before it is made; False where there were enough of them. Raises DeliveryError."""
+        attempts = int(self.content.get("attempts", 0))
+        if attempts >= MOST_ATTEMPTS:
+            return False
+        self.content["attempts"] = attempts + 1
+        _write(self.path, self.content)
+        return True
+
+    def results(self) -> Results:
+        """Return the scan's results as they were when the job was left; raises AcquisitionError, DeliveryError."""
+        reader = SpoolReader(Path(self.content["spool"]))
+        try:
+            for message in reader.messages():
+                if message.id is MessageId.HEADER:
+                    scan, exam = read_header(read_bytes(reader.buffer, message), self.scan_id)
+                    break
+            else:
+                raise AcquisitionError("the spool holds no header of this scan any more")
+        finally:
+            reader.close()
+        out = Results(Path(self.content["results"]), scan, exam, datetime.fromisoformat(self.content["received_at"]))
+        for each in self.content["volumes"]:
+            out.recall(each["index"], each["lead"], _volume(each), each["contrast"])
+        return out
+
+    @property
+    def verdict(self) -> str:
+        """The level of the verdict on the scan, "" where there is none."""
+        return str(self.content["verdict"])
+
+    def report(self) -> dict[str, Any]:
+        """Return the scan's report as it stands; raises DeliveryError."""
+        try:
+            found: dict[str, Any] = json.loads((Path(self.content["results"]) / "report.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise DeliveryError("the scan's report cannot be read") from error
+        return found
+
+    def end(self) -> None:
+        """Forget the job; a second call does nothing."""
+        self.path.unlink(missing_ok=True)
+
+
+def leave_job(folder: Path, results: Results, spool: Path, verdict: str) -> None:
+    """Leave a job in `folder` for the volumes that `results` has written; raises DeliveryError."""
+    volumes = [
+        {"index": index, "lead": lead, "contrast": contrast, **_place(volume)}
+        for index, lead, volume, contrast in results.leading(MAX_VOLUMES)
+    ]
+    received_at = results.received_at
+    content = {
+        "results": str(results.folder),
+        "spool": str(spool),
+        "received_at": "" if received_at is None else received_at.isoformat(),
+        "verdict": verdict,
+        "volumes": volumes,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeliveryError(f"the jobs folder cannot be made: {error.strerror}") from error
+    _write(folder / f"{results.scan.scan_id}.json", content)
+
+
+def jobs(folder: Path) -> Iterator[Job]:
+    """Yield what waits in `folder`, the oldest first; a file that cannot be read is taken away."""
+    found = []
+    for path in folder.glob("*.json"):
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found):
+        try:
+            yield Job(path, json.loads(path.read_bytes()))
+        except ValueError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue
+
+
+def _place(volume: Volume) -> dict[str, Any]:
+    geometry, made = volume.geometry, volume.provenance
+    return {
+        "geometry": {**asdict(geometry), "origin_mm": geometry.origin_mm.tolist()},
+        "provenance": asdict(made),
+    }
+
+
+def _volume(content: dict[str, Any]) -> Volume:
+    """Return the volume without its pixels."""
+    place = dict(content["geometry"])
+    for name in ("row_dir", "col_dir", "spacing_mm"):
+        place[name] = tuple(place[name])
+    geometry = Geometry(**{**place, "origin_mm": np.array(place["origin_mm"])})
+    made = dict(content["provenance"])
+    provenance = Provenance(**{**made, "steps": tuple(made["steps"])})
+    return Volume(np.zeros((geometry.n_slices, 0, 0), np.float32), geometry, provenance)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        write_atomically(path, json.dumps(content, allow_nan=False).encode())
+    except OSError as error:
+        raise DeliveryError(f"a super-resolution job cannot be written: {error.strerror}") from error

@@ -2,7 +2,8 @@
 
 Simulated exams that no training saw are outlined by the shipped networks. A volume is scaled so that it has no bias,
 and its interval is the conformal one of these exams. How far that holds is tried on halves of the exams: fitted on one,
-looked at on the other. Exams whose finding is not flagged, or below MIN_ML, are left out.
+looked at on the other. Exams whose finding is not flagged, or below MIN_ML, are left out; so are contrasts whose
+network learned from patients: simulated lesions do not tell how it outlines theirs.
 """
 
 from __future__ import annotations
@@ -44,9 +45,11 @@ def main() -> None:
     for folder in sorted(each.parent for each in args.out.glob("*/card.json")):
         card = read_triage_card(json.loads((folder / "card.json").read_text("utf-8")))
         for contrast in card.contrasts:
-            truth, found = volumes(folder, card, contrast, args.planes)
             name = f"{card.finding}_volume_ml"
             content["spreads"].setdefault(name, {}).pop(contrast, None)
+            if card.contrasts[contrast].evidence == "real":
+                continue
+            truth, found = volumes(folder, card, contrast, args.planes)
             if len(truth) >= MIN_CASES:
                 content["spreads"][name][contrast] = asdict(fit_spread(truth, found, FLOOR_ML))
                 content["sizes"][f"{name} on {contrast}"] = tried(truth, found)

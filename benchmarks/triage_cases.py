@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,21 +195,23 @@ class Runs:
     def cost(self) -> dict[str, Any]:
         """Return seconds that triage of an exam of 20 slices takes, measurements included."""
         volume = next((v for _, v in self._spoilable()), None) or next(v for _, v in foreign(np.random.default_rng(0)))
-        data = volume.data
-        k = np.linspace(0, len(data) - 1, 20).round().astype(int)
-        distance = 6.0
-        centres = ((np.arange(20) - 9.5) * distance)[:, None] * np.array([0.0, 0, 1])
-        spacing = (distance, *volume.geometry.spacing_mm[1:])
-        geometry = Geometry.from_centres(centres, *AXIAL, data.shape[1:], spacing, 5.0)
-        exam = Volume(data[k], geometry, volume.provenance)
+        n, given = len(volume.data), volume.geometry
+        step = max(1, n // 20)
+        k = (max(n - 20 * step, 0) // 2 + step * np.arange(20)) % n
+        spacing = (step * given.spacing_mm[0], *given.spacing_mm[1:])
+        geometry = replace(given, origin_mm=given.origin_mm[0] + np.arange(20)[:, None] * spacing[0] * given.normal,
+                           spacing_mm=spacing)  # fmt: skip
+        exam = Volume(volume.data[k], geometry, volume.provenance)
         times = []
         for _ in range(1 if self.is_quick else 5):
             wall, used = time.monotonic(), time.process_time()
-            assess_series(exam, "flair", self.tools, Site())
+            assessed = assess_series(exam, "flair", self.tools, Site())
             times.append((time.monotonic() - wall, time.process_time() - used))
         return {
             "slices": 20,
             "networks": len(self.tools.models),
+            "states": dict(_states(assessed)),
+            "why": sorted({each.reason for each in assessed.findings.findings if each.reason}),
             "wall_s": [w for w, _ in times],
             "cpu_s": [c for _, c in times],
         }

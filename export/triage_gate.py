@@ -55,7 +55,8 @@ MARGIN, MARGIN_OF_FEW = 0.5, 4.0  # log odds
 NOISE = (0.0, 0.1)
 BLUR = (0.0, 1.1)
 MORE = {REPEATS: 1.75, STRIPES: 1.2, CLIPPED: 2.0}  # times the worst clean series
-KEPT = 0.995  # of single planes
+KEPT = 0.995  # of single planes, which may be
+MORE_OF_FEW = {REPEATS: 1.15, STRIPES: 1.15, CLIPPED: 2.5, REVERSED: 1.0}  # times as bad
 
 
 def main() -> None:
@@ -126,9 +127,12 @@ def fit_artefacts(folder: Path, n_heads: int) -> Artefacts:
     series = [*_series(folder), *(each for seed in range(n_heads) for each in _drawn(seed))]
     single: dict[str, list[tuple[Array, Array]]] = defaultdict(list)
     upright: dict[str, list[Array]] = defaultdict(list)
+    sideways = set()
     for contrast, images, brain, kind in series:
         single[contrast] += zip(images, brain, strict=True)
-        if kind != "any way":
+        if kind == "any way":
+            sideways.add(contrast)
+        else:
             upright[contrast] += [front_and_back(*each) for each in zip(images, brain, strict=True)]
     weights = fit_weights([np.array(each) for each in upright.values()])
     exams = [measure_artefacts(images, brain, weights) for _, images, brain, kind in series if kind == "exam"]
@@ -137,8 +141,12 @@ def fit_artefacts(folder: Path, n_heads: int) -> Artefacts:
     of_few = {}
     for contrast, of in single.items():
         found = [measure_artefacts(image[None], brain[None], weights) for image, brain in track(of, contrast)]
-        of_few[contrast] = {name: float(np.quantile([each[name] for each in found], KEPT)) for name in WORDS}
-        of_few[contrast][REVERSED] = max(of_few[contrast][REVERSED], 0.0)
+        of_few[contrast] = {
+            name: max(float(np.quantile([each[name] for each in found], KEPT)) * more, 0.0)
+            for name, more in MORE_OF_FEW.items()
+        }
+        if contrast in sideways:
+            of_few[contrast].pop(REVERSED)
     print("worst series", {name: max(each[name] for each in exams) for name in WORDS})
     return Artefacts(weights, most, of_few)
 

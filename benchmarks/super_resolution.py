@@ -9,6 +9,7 @@ that are no heads, and milliseconds are in the same record. `--pictures` draws c
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ from recon.superres import Steps, super_resolve
 from recon.superres_card import Refiner
 
 REAL_PHANTOMS = ("phantom_pulseq_16ch", "phantom_ge_8ch_7sl", "phantom_twixtools_gre_2ch")
-MEASURES = ("psnr", "ssim", "hfen", "cut_off")
+MEASURES = ("psnr", "ssim", "hfen", "cut_off", "cut_off_seventh", "cut_off_axes")
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=SUPER_RESOLUTION, metavar="DIR", help="another network's folder")
     parser.add_argument("--slices", type=int, default=12, metavar="N", help="of each volume (%(default)s)")
     parser.add_argument("--sites", type=int, default=24, metavar="N", help="lesions of a kind a head (%(default)s)")
-    parser.add_argument("--patients", type=int, default=100, metavar="N", help="without false structures (%(default)s)")
+    parser.add_argument("--patients", type=int, default=400, metavar="N", help="without false structures (%(default)s)")
     parser.add_argument("--simulated", type=int, default=2, metavar="N", help="simulated heads (%(default)s)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw comparisons here")
     parser.add_argument("--json", "--out", dest="out", type=Path, metavar="FILE", help="write the record here")
@@ -169,7 +170,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "slices": len(gains),
                 "psnr_gain": round(means["network"]["psnr"] - means["sinc"]["psnr"], 3),
                 "psnr_gain_95": [round(float(v), 3) for v in np.percentile(drawn, (2.5, 97.5))],
-                "cut_off_further": round(means["network"]["cut_off"] / means["sinc"]["cut_off"] - 1, 4),
+                "further": {name: round(means["network"][name] / means["sinc"][name] - 1, 4) for name in MEASURES[3:]},
                 **means,
                 "in_band": max(row["in_band"] for row in own),
                 "share_of_energy": round(float(np.mean([row["share_of_energy"] for row in own])), 6),
@@ -284,6 +285,7 @@ def milliseconds(refiner: Refiner, n: int) -> dict[str, Any]:
         "median_ms": round(float(np.median(took)), 1),
         "p95_ms": round(float(np.percentile(took, 95)), 1),
         "min_ms": round(min(took), 1),
+        "load": [round(each, 1) for each in os.getloadavg()],  # of others, too: 1, 5 and 15 minutes
     }
 
 
@@ -316,7 +318,9 @@ def _show(console: Console, results: dict[str, Any]) -> None:
         for method in ("sinc", "cubic", "self-taught", "network"):
             found = row[method]
             last = (
-                f"{row['psnr_gain']:+.2f}, cut-off {100 * row['cut_off_further']:+.0f} %" if method == "network" else ""
+                f"{row['psnr_gain']:+.2f}, cut-off {100 * row['further']['cut_off']:+.0f} %"
+                if method == "network"
+                else ""
             )
             table.add_row(
                 row["contrast"], str(row["slices"]), method, f"{found['psnr']:.2f}", f"{found['ssim']:.4f}",

@@ -188,13 +188,20 @@ def _patches(stack: Array) -> Array:
 
 
 def judge(truth: Array, volume: Array, mask: Array) -> dict[str, float]:
-    """Return PSNR, SSIM and HFEN inside the head, and the ring at which the spectrum ends."""
+    """Return PSNR, SSIM and HFEN inside the head, and where the spectrum ends.
+
+    cut_off: the ring at which correlation falls below 0.5. cut_off_seventh: below 1/7, the usual threshold between two
+    halves of a data set. cut_off_axes: below 0.5 within 15° of the axes, where the measured square ends at 1 exactly.
+    """
     scores = compare(truth, volume, mask)
+    rings = ring_correlation(truth, volume, mask)
     return {
         "psnr": round(scores.psnr, 3),
         "ssim": round(scores.ssim, 5),
         "hfen": round(hfen(truth, volume, mask), 5),
-        "cut_off": round(cut_off(*ring_correlation(truth, volume, mask)), 3),
+        "cut_off": round(cut_off(*rings), 3),
+        "cut_off_seventh": round(cut_off(*rings, level=1 / 7), 3),
+        "cut_off_axes": round(cut_off(*ring_correlation(truth, volume, mask, along_axes=True)), 3),
     }
 
 
@@ -205,10 +212,11 @@ def slice_psnr(truth: Array, volume: Array, mask: Array) -> Array:
     return np.array([10 * np.log10(peak**2 / e[m].mean()) for e, m in zip(error, mask, strict=True) if m.any()])
 
 
-def ring_correlation(truth: Array, volume: Array, mask: Array) -> tuple[Array, Array]:
+def ring_correlation(truth: Array, volume: Array, mask: Array, along_axes: bool = False) -> tuple[Array, Array]:
     """Return the rings' radii, in units of the highest measured frequency, and the correlation of spectra in each.
 
-    Of slices (slice, y, x) on the fine grid, inside the head with a soft edge; all slices together.
+    Of slices (slice, y, x) on the fine grid, inside the head with a soft edge; all slices together. along_axes: only
+    within 15° of either axis.
     Source: Saxton & Baumeister, J Microsc 127:127 (1982).
     """
     soft = np.stack([ndimage.gaussian_filter(each.astype(float), 2) for each in mask])
@@ -218,6 +226,9 @@ def ring_correlation(truth: Array, volume: Array, mask: Array) -> tuple[Array, A
     ring = (np.hypot(y[:, None], x) / RING_WIDTH).astype(int)
     n = int(2 / RING_WIDTH)
     inside = ring < n
+    if along_axes:
+        steep = np.abs(np.arctan2(y[:, None], x))
+        inside &= np.minimum(np.minimum(steep, np.pi - steep), np.abs(steep - np.pi / 2)) < np.deg2rad(15)
     sums = [
         np.bincount(ring[inside], part.sum(0)[inside], n)
         for part in ((a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)

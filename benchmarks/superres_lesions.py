@@ -143,8 +143,8 @@ def auc(answers: Array) -> float:
 def false_structures(data: Path, refiner: Refiner, n_patients: int, noise: float = NOISE) -> dict[str, Any]:
     """Count what stands out in super-resolved heads and is in neither truth nor input.
 
-    Heads: the held-out T1w ones that have no lesion, eight slices each, and one slice each of `n_patients` held-out
-    stroke patients (their lesions are in the truth, and count for nothing).
+    Heads: the held-out T1w ones that have no lesion, eight slices each, and one slice each of `n_patients` stroke
+    patients, whom this network never saw (their lesions are in the truth, and count for nothing).
     """
     found, by_sinc, n = 0, 0, 0
     for number, (planes, spacing, contrast) in enumerate(_heads(data, n_patients)):
@@ -173,7 +173,8 @@ def _heads(data: Path, n_patients: int) -> Iterator[tuple[Array, tuple[float, fl
             stack, spacing = upright(head)
             places = np.linspace(0.3, 0.7, 8)
             yield _even(stack[[int(f * len(stack)) for f in places]]), spacing, NAMES[head.contrast]
-    slices = [each for each in load_slices(data, "val") if each.source == "stroke_flair"]
+    found = [each for split in ("val", "train") for each in load_slices(data, split)]
+    slices = [each for each in found if each.source == "stroke_flair"]  # this network was trained on none of them
     for each in slices[:: max(1, len(slices) // max(n_patients, 1))][:n_patients]:
         plane = each.pixels.astype(np.float32)
         yield _even(plane[None] / np.float32(np.percentile(plane, 99.5))), (5.0, *each.spacing_mm), "flair"

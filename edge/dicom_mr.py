@@ -31,6 +31,7 @@ from recon.quality import Level, Verdict
 from recon.scan import Provenance, Scan, Volume
 
 SYNTHETIC_TITLE = "AI-SR – not for diagnostic use"
+SYNTHETIC_WORDS = "Detail beyond the measured resolution was added by a learned prior. Not for diagnostic use."
 PROCESSING = ("109102", "Processing Equipment")
 SYNTHESIZING = ("109100", "Synthesizing Equipment")
 
@@ -197,9 +198,10 @@ def _describe_origin(out: Dataset, provenance: Provenance, scan: Scan, series: s
         verdict_words(verdict),
         f"Steps: {', '.join(provenance.steps)}." if provenance.steps else "",
         f"Model SHA-256 {provenance.model_sha256}, run by {provenance.backend}." if provenance.model_sha256 else "",
-        "" if provenance.is_measured else "Detail beyond the measured resolution was added by a learned prior.",
         "Not for diagnostic use.",
     ]
+    if not provenance.is_measured:  # first: what comes last is cut where the steps are many
+        sentences.insert(0, SYNTHETIC_WORDS)
     description = as_text(" ".join(filter(None, sentences)), 1024)
     out.DerivationDescription = description
     purposes = [PROCESSING]

@@ -38,10 +38,11 @@ class Refinery:
     ) -> None:
         """enter_objects: called with a scan and its new DICOM objects within the ledger's transaction."""
         self._ledger, self._events, self._enter_objects = ledger, events, enter_objects
+        self._jobs = state / JOBS
         self._crew: Crew | None = None
         if settings.enabled:
             own = {
-                "jobs": str(state / JOBS),
+                "jobs": str(self._jobs),
                 "model": settings.model,
                 "n_thin": settings.thin_slices,
                 "style": settings.style,
@@ -49,6 +50,10 @@ class Refinery:
             self._crew = Crew(
                 own, _TIMEOUT_S, self._on_report, lambda: None, lambda: None, module="edge.superres_process"
             )
+
+    def has(self, scan_id: str) -> bool:
+        """Whether a scan waits for it."""
+        return self._jobs.joinpath(f"{scan_id}.json").exists()
 
     def wake(self) -> None:
         """A scan may have left a job."""

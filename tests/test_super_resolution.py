@@ -100,6 +100,7 @@ def test_its_series_are_marked_synthetic_and_triage_refuses_them(made: Path, tmp
         header = pydicom.dcmread(files[0])
         assert header.SyntheticData == "YES"
         assert header.SeriesDescription.startswith("AI-SR – not for diagnostic use")
+        assert header.DerivationDescription.startswith("Detail beyond the measured resolution was added")
         assert "Not for diagnostic use" in header.DerivationDescription
         assert header.MagneticFieldStrength == pytest.approx(3, abs=0.2)
         purposes = {each.PurposeOfReferenceCodeSequence[0].CodeValue for each in header.ContributingEquipmentSequence}

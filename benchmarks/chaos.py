@@ -3,9 +3,12 @@
 Scanners stream tiny scans into one daemon, every scan is flagged (`benchmarks.flagging`), and a desk answers: most
 alerts at once, some only after they were escalated. Meanwhile faults come at random: kill -9 of daemon and worker, both
 stopped for a while, the wall clock stepped by up to a year, clients that leave, subscribers that read nothing, a torn
-spool, a full disk. At the end all of it is counted. Prints one JSON record; exit code 1 where anything was lost.
+spool, a full disk, an archive that dies or hangs, a receiver of DICOM that is killed while a scanner sends series, a
+triage network with a byte changed. At the end all of it is counted. Prints one JSON record; exit code 1 where anything
+was lost.
 
-Clock steps need gcc, a full disk the right to mount a tmpfs; without, these faults are left out and the record says so.
+Clock steps need gcc, a full disk the right to mount a tmpfs, archive and series dcmtk; without, these faults are left
+out and the record says so.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -27,17 +32,31 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from pydicom import dcmread
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.chaos_world import Desk, Ear, Scanner, Supervisor, boot_s, build_clock_shift, events, rows
+from benchmarks.chaos_dicom import Archive, Modality, is_here
+from benchmarks.chaos_world import (
+    Desk,
+    Ear,
+    Scanner,
+    Supervisor,
+    boot_s,
+    build_clock_shift,
+    events,
+    free_port,
+    rows,
+)
 from benchmarks.record import make_record, write_record
 from benchmarks.sender import encode_scan
 from edge.audit import TRAIL, Head, verify
 from edge.client import AlertClient
 from edge.ledger import read_note
+from edge.model import MODEL
 from edge.rawfile import open_raw
 from edge.simulate import simulate_file
+from edge.triage_models import TRIAGE
 from recon.protocol import Protocol
 
 DEADLINE_S = 2.0
@@ -53,7 +72,12 @@ _WEIGHTS = {
     "dead subscriber": 4,
     "spool torn while the daemon was down": 1,
     "disk full for a while": 1,
+    "archive dead for a while": 4,
+    "archive hung for a while": 2,
+    "receiver of series killed": 3,
+    "triage network corrupt": 1,
 }
+_DICOM = {"archive dead for a while", "archive hung for a while", "receiver of series killed"}
 _CONFIG = f"""
 [worker]
 method = "sense"
@@ -62,6 +86,7 @@ timeout_s = 30.0
 infarct = false
 haemorrhage = false
 mass = false
+models = "%s"
 [events]
 keep = 10000000
 heartbeat_s = 1.0
@@ -71,6 +96,20 @@ deadline_s = {DEADLINE_S}
 resend_s = 0.5
 [disk]
 min_free_mib = 0
+keep_free_mib = 0
+"""
+_DICOM_CONFIG = """
+[pacs]
+host = "127.0.0.1"
+port = {archive}
+attempts = 100000
+longest_pause_s = 2.0
+timeout_s = 5.0
+[incoming]
+host = "127.0.0.1"
+port = {incoming}
+callers = ["MR1"]
+quiet_s = 1.0
 """
 
 
@@ -80,15 +119,49 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--faults", type=int, default=50, metavar="N", help="how many (%(default)s)")
     parser.add_argument("--scanners", type=int, default=2, metavar="N", help="at once (%(default)s)")
+    parser.add_argument("--worlds", type=int, default=1, metavar="N", help="daemons side by side (%(default)s)")
     parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="no further fault after so long")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
-    results = run(args)
-    settings = {"faults": args.faults, "scanners": args.scanners, "seed": args.seed, "deadline_s": DEADLINE_S}
+    results = run(args) if args.worlds == 1 else run_worlds(args)
+    names = ("faults", "worlds", "scanners", "seed")
+    settings = {**{name: getattr(args, name) for name in names}, "deadline_s": DEADLINE_S}
     write_record(make_record("chaos", settings, results), args.json)
     if any(results["lost"].values()):
         raise SystemExit("something was lost, or happened twice")
+
+
+def run_worlds(args: argparse.Namespace) -> dict[str, Any]:
+    """Share the faults among daemons, each in a world and a process of its own; return sums, and each world's results.
+
+    Most of a world's time is waiting. Times and memory of the sum are the largest of any world.
+    """
+    with tempfile.TemporaryDirectory(prefix="worlds") as folder:
+        records = [Path(folder, f"{number}.json") for number in range(args.worlds)]
+        running = []
+        for number, record in enumerate(records):
+            n_faults = args.faults // args.worlds + (number < args.faults % args.worlds)
+            options = {"--faults": n_faults, "--scanners": args.scanners, "--seconds": args.seconds}
+            options |= {"--seed": args.seed + number, "--json": record}
+            words = [str(word) for option in options.items() for word in option]
+            running.append(subprocess.Popen([sys.executable, "-m", "benchmarks.chaos", *words]))
+        for process in running:
+            process.wait()
+        worlds = [json.loads(record.read_text())["results"] for record in records]
+    return {**_together(worlds), "of_each_world": worlds}
+
+
+def _together(parts: list[Any]) -> Any:
+    """Return dictionaries added up entry by entry; of what is no whole number the largest."""
+    if isinstance(parts[0], dict):
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: _together([part[name] for part in parts if name in part]) for name in names}
+    if isinstance(parts[0], list):
+        return sorted({each for part in parts for each in part})
+    if all(isinstance(part, int) for part in parts):
+        return sum(parts)
+    return max((part for part in parts if part is not None), default=None)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -100,7 +173,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         disk = _mount(folder / "disk", stack)
         state.mkdir(mode=0o700)
         config = folder / "scanside.toml"
-        config.write_text(_CONFIG)
+        models = folder / "models"
+        shutil.copytree(TRIAGE / "infarct", models / "infarct")
+        config.write_text(_CONFIG % models)
+        archive = port = None
+        if is_here():
+            port = free_port()
+            archive = Archive(folder / "archive", free_port())
+            stack.callback(archive.die)
+            with config.open("a") as file:
+                file.write(_DICOM_CONFIG.format(archive=archive.port, incoming=port))
         simulate_file(folder / "scan.h5", Protocol(matrix=(32, 32), n_slices=1, n_coils=2, n_calibration=12), "none", 0)
         shift = build_clock_shift(folder)
         supervisor = Supervisor(folder, state, config, shift[0] if shift else [])
@@ -109,7 +191,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         desk = Desk(supervisor, 0.3, args.seed)
         scan = encode_scan(open_raw(folder / "scan.h5"))
         scanners = [Scanner(scan, supervisor, 0.5) for _ in range(args.scanners)]
-        world = World(supervisor, desk, random.Random(args.seed), shift[1] if shift else None, disk)
+        modality = Modality(folder, port, 1.0) if port else None
+        world = World(
+            supervisor, desk, random.Random(args.seed), shift[1] if shift else None, disk, archive, models / "infarct"
+        )
         begun = time.monotonic()
         for scanner in scanners:
             scanner.wait_for_answer()
@@ -123,6 +208,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             scanner.wait_for_answer()
         for scanner in scanners:
             scanner.stop()
+        if modality:
+            modality.stop()
         desk.answer_all.set()
         drained = _drain(state, supervisor)
         with AlertClient(supervisor.alerts, "auditor") as client:
@@ -137,7 +224,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "faults": dict(world.counts),
             "left_out": world.left_out(),
             "scans": dict(sent),
-            **count(state, desk, ear, supervisor, world, drained, unhealed, sent["answered"]),
+            "series": dict(modality.counts) if modality else {},
+            **count(state, desk, ear, supervisor, world, drained, unhealed, sent["answered"], modality),
         }
 
 
@@ -150,6 +238,9 @@ class World:
     rng: random.Random
     shift: Path | None
     disk: Path | None
+    archive: Archive | None
+    model: Path
+    n_taken: int = 0  # corrupt networks that no worker refused
     counts: Counter[str] = field(default_factory=Counter)
     stops: list[tuple[float, float]] = field(default_factory=list)
     deaf: list[zmq.Socket[bytes]] = field(default_factory=list)
@@ -157,7 +248,8 @@ class World:
 
     def left_out(self) -> list[str]:
         """Return the faults that this machine does not allow."""
-        return [*([] if self.shift else ["wall clock stepped"]), *([] if self.disk else ["disk full for a while"])]
+        without = {} if self.shift else {"wall clock stepped"}
+        return sorted({*without, *([] if self.disk else ["disk full for a while"]), *([] if self.archive else _DICOM)})
 
     def pause(self) -> None:
         """Wait for up to a second, or, half of the times, until the desk has heard of another alert."""
@@ -181,6 +273,10 @@ class World:
             "dead subscriber": self._add_deaf,
             "spool torn while the daemon was down": self._tear_spool,
             "disk full for a while": self._fill_disk,
+            "archive dead for a while": self._kill_archive,
+            "archive hung for a while": self._hang_archive,
+            "receiver of series killed": self._kill_receiver,
+            "triage network corrupt": self._spoil_model,
         }
         faults[name]()
         self.counts[name] += 1
@@ -195,6 +291,39 @@ class World:
 
     def _kill_worker(self) -> None:
         self._signal_worker(signal.SIGKILL)
+
+    def _kill_receiver(self) -> None:
+        pid = self.supervisor.wait_until_up().child_pid("edge.incoming_process")
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _kill_archive(self) -> None:
+        assert self.archive is not None
+        self.archive.die()
+        time.sleep(self.rng.random() * 3.0)
+        self.archive.start()
+
+    def _hang_archive(self) -> None:
+        assert self.archive is not None
+        self.archive.hang(self.rng.random() * 3.0)
+
+    def _spoil_model(self) -> None:
+        """Change one byte of a network, have the worker start with it, and put the byte back once it was refused."""
+        path = self.model / MODEL
+        n_before = self._n_refused()
+        at = self.rng.randrange(path.stat().st_size)
+        _flip(path, at)
+        self._kill_worker()
+        until = time.monotonic() + 60.0
+        while self._n_refused() == n_before and time.monotonic() < until:
+            time.sleep(0.1)
+        self.n_taken += self._n_refused() == n_before
+        _flip(path, at)
+        self._kill_worker()
+
+    def _n_refused(self) -> int:
+        return self.supervisor.log.read_bytes().count(b"triage network not available")
 
     def _signal_worker(self, number: int) -> int | None:
         pid = self.supervisor.wait_until_up().worker_pid()
@@ -275,6 +404,7 @@ def count(
     drained: bool,
     unhealed: int,
     n_answered: int,
+    modality: Modality | None,
 ) -> dict[str, Any]:
     """Return what the ledger, the desk and the listener know of it all."""
     happened = events(state)
@@ -287,12 +417,19 @@ def count(
     raised = Counter(event["alert_id"] for event in happened if event["kind"] == "alert")
     taken = Counter(event["alert_id"] for event in happened if event["kind"] == "alert.acknowledged")
     done = {scan_id for scan_id, (what, _) in scans.items() if what == "done"}
+    series = {path.name for path in state.glob("incoming/[!.]*")}
+    n_triaged = sum(n for (n,) in rows(state, "SELECT n_triaged FROM incoming"))
+    delivered = {
+        str(dcmread(state / "results" / key, stop_before_pixels=True).SOPInstanceUID)
+        for (key,) in rows(state, "SELECT key FROM deliveries WHERE state = 'delivered'")
+    }
+    kept = world.archive.instances() if world.archive else set()
     seqs = [event["seq"] for event in happened]
     late = sorted(_lateness(desk, ear, supervisor, world))
     note = read_note(state / "ledger.sqlite", "audit")
     lost = {
         "complete scans not finished": sum(scans.get(scan_id, ("", ""))[0] != "done" for scan_id in whole),
-        "scans answered to the scanner and not finished": max(n_answered - len(done), 0),
+        "scans answered to the scanner and not finished": max(n_answered - len(done - series), 0),
         "scans still open": sum(what not in ("done", "failed") for what, _ in scans.values()),
         "finished scans without their alert": len(done - with_alert),
         "alerts never heard at the desk": len({alert_id for alert_id, _, _ in alerts} - set(desk.acted)),
@@ -305,6 +442,10 @@ def count(
         "events lost on the wire and not given back": unhealed,
         "escalations later than 1 s": sum(each > 1.0 for each in late),
         "faults in the audit trail": bool(verify(state / TRAIL, Head.from_text(note) if note else None)[1]),
+        "objects of series answered for and not triaged": max(len(modality.answered) - n_triaged, 0) if modality else 0,
+        "objects called delivered that the archive lacks": len(delivered - kept) if world.archive else 0,
+        "objects given up": rows(state, "SELECT count(*) FROM deliveries WHERE state = 'dead'")[0][0],
+        "corrupt networks taken": world.n_taken,
         "not at rest in the end": not drained,
     }
     return {
@@ -312,6 +453,8 @@ def count(
         "scans_done": len(done),
         "scans_complete": len(whole),
         "scans_failed": sum(what == "failed" for what, _ in scans.values()),
+        "series_done": len(done & series),
+        "objects_delivered": len(delivered),
         "alerts": len(alerts),
         "alert_messages_heard": desk.n_heard,
         "escalations": len(late),
@@ -345,6 +488,7 @@ def _drain(state: Path, supervisor: Supervisor) -> bool:
         supervisor.wait_until_up()
         waiting = rows(state, "SELECT count(*) FROM scans WHERE state NOT IN ('done', 'failed')")[0][0]
         waiting += rows(state, "SELECT count(*) FROM alerts WHERE acknowledged_at = ''")[0][0]
+        waiting += rows(state, "SELECT count(*) FROM deliveries WHERE state = 'waiting'")[0][0]
         if not waiting:
             time.sleep(2.0)
             return True
@@ -359,6 +503,14 @@ def _mount(folder: Path, stack: ExitStack) -> Path | None:
         return None
     stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
     return folder
+
+
+def _flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x55]))
 
 
 def _at(samples: list[float], share: float) -> float | None:

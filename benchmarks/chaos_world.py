@@ -37,7 +37,7 @@ class Supervisor:
 
     def __init__(self, folder: Path, state: Path, config: Path, before: Sequence[str]) -> None:
         self.state, self.log = state, folder / "log"
-        self.ports = [_free_port() for _ in range(3)]
+        self.ports = [free_port() for _ in range(3)]
         self.events, self.alerts = (f"tcp://{_HOST}:{port}" for port in self.ports[1:])
         self.n_starts = 0
         self.n_failed_starts = 0
@@ -231,7 +231,8 @@ def build_clock_shift(folder: Path) -> tuple[list[str], Path] | None:
     return ["env", f"LD_PRELOAD={library}", f"CLOCK_SHIFT={shift}"], shift
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody uses at present."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])

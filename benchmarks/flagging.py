@@ -11,6 +11,7 @@ from unittest.mock import patch
 from edge.command import main
 from edge.crew import Report
 from edge.daemon import Daemon
+from edge.incoming import Incoming
 from edge.live import LiveScan
 
 FLAGGED = {
@@ -32,9 +33,20 @@ class FlaggingDaemon(Daemon):
     """Flags an infarct in every scan that is served."""
 
     def _on_done(self, scan: LiveScan, report: Report) -> None:
-        super()._on_done(scan, {**report, "findings": [FLAGGED, *report["findings"][1:]]})
+        super()._on_done(scan, _flagged(report))
+
+
+class FlaggingIncoming(Incoming):
+    """Flags an infarct in every series that came in."""
+
+    def on_report(self, report: Report) -> None:
+        super().on_report(_flagged(report) if report["report"] == "done" else report)
+
+
+def _flagged(report: Report) -> Report:
+    return {**report, "findings": [FLAGGED, *report["findings"][1:]]}
 
 
 if __name__ == "__main__":
-    with patch("edge.serve.Daemon", FlaggingDaemon):
+    with patch("edge.serve.Daemon", FlaggingDaemon), patch("edge.daemon.Incoming", FlaggingIncoming):
         sys.exit(main())

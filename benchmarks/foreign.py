@@ -90,6 +90,31 @@ def spoiled(head: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Volum
     yield "twice its size", _scaled(head, 2.0)
 
 
+def spoiled_otherwise(head: Volume, rng: np.random.Generator) -> Iterator[tuple[str, Volume]]:
+    """Yield a head spoiled in ways that no part of the gate was made with in view; its limits are of clean heads."""
+    data = head.data.astype(np.float64)
+    n_y, n_x = data.shape[1:]
+    tissue = float(np.median(data[data > 0.15 * np.percentile(data, 99)]))
+    yield "ghost of 35 % at a third, across", _with(head, data + 0.35 * np.roll(data, n_x // 3, axis=2))
+    yield "ghost of 25 % at half", _with(head, data + 0.25 * np.roll(data, n_y // 2, axis=1))
+    yield "five ghosts", _with(head, sum(0.4 * np.roll(data, k * n_y // 5, axis=1) for k in range(5)))
+    spectrum = np.fft.fft2(data)
+    for _ in range(3):
+        y, x = (int(rng.integers(n // 12, n // 5)) for n in (n_y, n_x))
+        spectrum[:, y, x] += 0.25 * np.abs(spectrum).max(axis=(1, 2))
+    yield "three sparks", _with(head, np.abs(np.fft.ifft2(spectrum)))
+    yield "half turned round", _with(head, data[:, ::-1, ::-1])
+    yield "a quarter turned", _with(head, np.rot90(data, 1, (1, 2))) if n_y == n_x else _with(head, data[:, ::-1])
+    yield "clipped at the median", _with(head, np.minimum(data, tissue))
+    yield "two levels", _with(head, np.where(data > 0.5 * tissue, tissue, 0.0))
+    order = rng.permutation(n_y)
+    order[n_y // 4 :] = np.sort(order[n_y // 4 :])
+    yield "lines in disorder", _with(head, data[:, order])
+    yield "every other line lost", _with(head, np.where(np.arange(n_y)[:, None] % 2, data, 0.0))
+    other = np.flip(data, 0)
+    yield "two heads at once", _with(head, 0.5 * data + 0.5 * np.roll(other, (n_y // 6, n_x // 8), axis=(1, 2)))
+
+
 def _volume(data: Array) -> Volume:
     n_slices, ny, nx = data.shape
     centres = ((np.arange(n_slices) - (n_slices - 1) / 2) * 6.0)[:, None] * np.array([0.0, 0, 1])

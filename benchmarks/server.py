@@ -81,14 +81,18 @@ class EventLog:
 class MeasuredDaemon:
     """`scanside serve` with a state folder of its own, which goes with it; a context manager."""
 
-    def __init__(self) -> None:
-        """Start it; `start_s` is how long it took until it served. Raises DeliveryError where it does not start."""
+    def __init__(self, settings: str = "") -> None:
+        """Start it; `start_s` is how long it took until it served. Raises DeliveryError where it does not start.
+
+        settings: further sections, as TOML.
+        """
         self._folder = tempfile.TemporaryDirectory(prefix="scanside-benchmark-")
         root = Path(self._folder.name)
-        (root / "settings.toml").write_text(_SETTINGS)
+        (root / "settings.toml").write_text(_SETTINGS + settings)
         begun = time.monotonic()
         arguments = ("--config", str(root / "settings.toml"))
-        self._process = DaemonProcess(root / "state", root / "log", arguments)
+        self.state = root / "state"
+        self._process = DaemonProcess(self.state, root / "log", arguments)
         self.start_s = time.monotonic() - begun
         self.port = self._process.port
         self.events = EventLog(self._process.events)

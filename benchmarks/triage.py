@@ -15,7 +15,7 @@ from benchmarks.chart import Bars, Curves, Segment, write_chart
 from benchmarks.figures import new_parser, new_progress, origin
 from benchmarks.queue_harm import check, table
 from benchmarks.record import make_record, write_record
-from benchmarks.triage_cases import Runs
+from benchmarks.triage_cases import ACCELERATIONS, SNRS, Runs
 from benchmarks.triage_held_out import coverage, held_out_figures
 from edge.triage_models import TRIAGE, open_tools
 
@@ -42,10 +42,14 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(default: all)")
     parser.add_argument("--limit", type=int, metavar="N", help="cases of a kind at most, evenly chosen")
     parser.add_argument("--cases", type=Path, metavar="FILE", help="measured heads so far, to go on from")
+    parser.add_argument(
+        "--accelerations", type=int, nargs="+", default=list(ACCELERATIONS), metavar="R", help="of scans"
+    )
+    parser.add_argument("--snrs", type=float, nargs="+", default=list(SNRS), metavar="SNR", help="of scans")
     args = parser.parse_args()
     limit = 2 if args.quick else args.limit
     tools, problems = open_tools(args.models)
-    runs = Runs(tools, args.data, limit, args.quick, args.cases)
+    runs = Runs(tools, args.data, limit, args.quick, args.cases, tuple(args.accelerations), tuple(args.snrs))
     work: dict[str, Callable[[], Any]] = {
         "held_out": lambda: held_out_figures(tools.models),
         "coverage": lambda: coverage(tools.models, 10 if args.quick else 200),

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.diagnostic import proportion
-from benchmarks.foreign import foreign, spoiled
+from benchmarks.foreign import foreign, spoiled, spoiled_otherwise
 from edge.contrast_name import contrast_of_words
 from edge.nifti import read_nifti
 from edge.rawfile import open_raw
@@ -23,7 +23,7 @@ from edge.recon_file import reconstruct_file
 from edge.simulate import simulate_file
 from edge.undersample import undersample
 from export.measurements import CONTRASTS, cases_of
-from export.slices import TUMOUR_FIELD_MM, TUMOUR_VALIDATION
+from export.slices import TUMOUR_FIELD_MM, tumour_splits
 from recon.arrays import Array
 from recon.contrast import CONTRASTS as SIMULATED
 from recon.protocol import Protocol
@@ -46,13 +46,15 @@ AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 @dataclass
 class Runs:
-    """The benchmark's parts that assess images. limit: cases of a kind at most."""
+    """The benchmark's parts that assess images. limit: cases of a kind at most. accelerations, snrs: of scans."""
 
     tools: Tools
     data: Path
     limit: int | None
     is_quick: bool
     cases: Path | None
+    accelerations: tuple[int, ...] = ACCELERATIONS
+    snrs: tuple[float, ...] = SNRS
 
     def patients(self) -> dict[str, Any]:
         """Return states of held-out stroke slices and tumour slices, single slices through the whole of triage."""
@@ -123,7 +125,7 @@ class Runs:
             for contrast in contrasts[: 1 if self.is_quick else None]:
                 by_kind[name].update(_states(assess_series(volume, contrast, self.tools, Site())))
         for row, head in self._spoilable():
-            for name, volume in spoiled(head, rng):
+            for name, volume in (*spoiled(head, rng), *spoiled_otherwise(head, rng)):
                 by_kind[name].update(_states(assess_series(volume, row["triage"], self.tools, Site())))
         return _foreign_summary(by_kind)
 
@@ -149,11 +151,11 @@ class Runs:
         with tempfile.TemporaryDirectory() as folder:
             for seed in range(n_seeds):
                 for kind, (label, contrast) in list(SCANNED.items())[: 2 if self.is_quick else None]:
-                    for snr in SNRS[-1:] if self.is_quick else SNRS:
+                    for snr in self.snrs[-1:] if self.is_quick else self.snrs:
                         protocol = Protocol(contrast=SIMULATED[contrast], acceleration=1, snr=snr, **size)  # type: ignore[arg-type]
                         path = Path(folder) / "scan.h5"
                         simulate_file(path, protocol, kind, 700 + seed)
-                        for acceleration in ACCELERATIONS[:2] if self.is_quick else ACCELERATIONS:
+                        for acceleration in self.accelerations[:2] if self.is_quick else self.accelerations:
                             raw = undersample(open_raw(path), acceleration, 24)
                             began = time.monotonic()
                             report = reconstruct_file(raw, Path(folder) / "out", "auto", is_shown=False)
@@ -193,21 +195,23 @@ class Runs:
     def cost(self) -> dict[str, Any]:
         """Return seconds that triage of an exam of 20 slices takes, measurements included."""
         volume = next((v for _, v in self._spoilable()), None) or next(v for _, v in foreign(np.random.default_rng(0)))
-        data = volume.data
-        k = np.linspace(0, len(data) - 1, 20).round().astype(int)
-        distance = 6.0
-        centres = ((np.arange(20) - 9.5) * distance)[:, None] * np.array([0.0, 0, 1])
-        spacing = (distance, *volume.geometry.spacing_mm[1:])
-        geometry = Geometry.from_centres(centres, *AXIAL, data.shape[1:], spacing, 5.0)
-        exam = Volume(data[k], geometry, volume.provenance)
+        n, given = len(volume.data), volume.geometry
+        step = max(1, n // 20)
+        k = (max(n - 20 * step, 0) // 2 + step * np.arange(20)) % n
+        spacing = (step * given.spacing_mm[0], *given.spacing_mm[1:])
+        geometry = replace(given, origin_mm=given.origin_mm[0] + np.arange(20)[:, None] * spacing[0] * given.normal,
+                           spacing_mm=spacing)  # fmt: skip
+        exam = Volume(volume.data[k], geometry, volume.provenance)
         times = []
         for _ in range(1 if self.is_quick else 5):
             wall, used = time.monotonic(), time.process_time()
-            assess_series(exam, "flair", self.tools, Site())
+            assessed = assess_series(exam, "flair", self.tools, Site())
             times.append((time.monotonic() - wall, time.process_time() - used))
         return {
             "slices": 20,
             "networks": len(self.tools.models),
+            "states": dict(_states(assessed)),
+            "why": sorted({each.reason for each in assessed.findings.findings if each.reason}),
             "wall_s": [w for w, _ in times],
             "cpu_s": [c for _, c in times],
         }
@@ -231,8 +235,8 @@ class Runs:
         if not folder.is_dir():
             return
         rows = _rows(folder)
-        last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # as the training left them out
-        for row in self._some([row for row in rows if int(row["pseudo_group"]) > last]):
+        pairs = zip(rows, tumour_splits(rows), strict=True)
+        for row in self._some([row for row, split in pairs if split == "val"]):
             image = np.asarray(Image.open(folder / row["file"]).convert("L"), np.float32)
             mask = np.asarray(Image.open(folder / row["mask_file"]).convert("L")) > 127
             step = TUMOUR_FIELD_MM / image.shape[0]

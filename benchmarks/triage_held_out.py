@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.diagnostic import area_under_curve, proportion
+from export.triage_statistics import EXAM_SPECIFICITY, count, flagged_by_others, probabilities_by_others
 from recon.arrays import Array
 from triage.assess import TriageModel
 from triage.calibration import expected_calibration_error
-from triage.card import Calibration, Decision
+from triage.card import Calibration
 from triage.conformal import HeldOut, conformal_set
 from triage.findings import ABSENT, PRESENT
 
@@ -21,51 +22,59 @@ ALPHAS = (0.05, 0.1, 0.2)
 
 
 def held_out_figures(models: Sequence[TriageModel]) -> dict[str, Any]:
-    """Return by "finding on contrast": AUC, sensitivity and specificity of slices and exams, by size, calibration."""
+    """Return by "finding on contrast": AUC, sensitivity and specificity of slices and exams, by size, calibration.
+
+    Operating points and probabilities come from other patients than those that they are quoted for.
+    """
     out = {}
     for model in models:
         for contrast, card in model.card.contrasts.items():
             cases = model.calibrations[contrast]
             slices, exams = ~cases.is_exam, cases.is_exam
-            best = card.one_slice if slices.any() else card.exam
             use = slices if slices.any() else exams
-            probability = probabilities(best, cases.score[use])
+            names = [str(each) for each in cases.group[use]]
+            probability = probabilities_by_others(cases.score[use], cases.is_positive[use], names)
+            is_known = bool(np.isfinite(probability).all())
             out[f"{model.card.finding} on {contrast}"] = {
                 "model": model.name,
                 "evidence": card.evidence,
-                "slice": figures(cases, slices, card.one_slice),
-                "exam": figures(cases, exams, card.exam),
-                "by_area": by_area(cases, use, best),
-                "calibration": calibration_curve(probability, cases.is_positive[use]),
-                "calibration_error": expected_calibration_error(probability, cases.is_positive[use]),
+                "slice": figures(cases, slices, 0.0),
+                "exam": figures(cases, exams, EXAM_SPECIFICITY),
+                "by_area": by_area(cases, use, EXAM_SPECIFICITY if not slices.any() else 0.0),
+                "calibration": calibration_curve(probability, cases.is_positive[use]) if is_known else [],
+                "calibration_error": expected_calibration_error(probability, cases.is_positive[use])
+                if is_known
+                else None,
             }
     return out
 
 
-def figures(cases: Calibration, use: Array, decision: Decision) -> dict[str, Any] | None:
-    """Return AUC, and sensitivity and specificity at the operating point; None where there are no such cases."""
+def figures(cases: Calibration, use: Array, least_specificity: float) -> dict[str, Any] | None:
+    """Return AUC, and sensitivity and specificity at others' operating points; None where there are no such cases."""
     if not use.any():
         return None
     score, positive = cases.score[use], cases.is_positive[use]
-    flagged = probabilities(decision, score) >= decision.threshold
+    flagged = flagged_by_others(score, positive, [str(each) for each in cases.group[use]], least_specificity)
+    n = (int(positive.sum()), int((~positive).sum())) if np.isfinite(flagged).all() else (0, 0)
     return {
         "auc": area_under_curve(score, positive),
-        "sensitivity": proportion(int(flagged[positive].sum()), int(positive.sum())),
-        "specificity": proportion(int((~flagged)[~positive].sum()), int((~positive).sum())),
+        "sensitivity": proportion(count(flagged[positive]) if n[0] else 0, n[0]),
+        "specificity": proportion(count(1 - flagged[~positive]) if n[1] else 0, n[1]),
         "simulated_cases": int(cases.is_simulated[use].sum()),
     }
 
 
-def by_area(cases: Calibration, use: Array, decision: Decision) -> list[dict[str, Any]]:
+def by_area(cases: Calibration, use: Array, least_specificity: float) -> list[dict[str, Any]]:
     """Return the sensitivity by the finding's largest area in a slice."""
-    positive = use & cases.is_positive
-    area = cases.area_mm2[positive]
-    flagged = probabilities(decision, cases.score[positive]) >= decision.threshold
+    score, positive, area = cases.score[use], cases.is_positive[use], cases.area_mm2[use]
+    flagged = flagged_by_others(score, positive, [str(each) for each in cases.group[use]], least_specificity)
+    if not np.isfinite(flagged).all():
+        return []
     return [
         {"mm2": f"{low} to {high}" if high < AREAS_MM2[-1] else f"over {low}",
-         **proportion(int(flagged[inside].sum()), int(inside.sum()))}
+         **proportion(count(flagged[inside]), int(inside.sum()))}
         for low, high in pairwise(AREAS_MM2)
-        if (inside := (area >= low) & (area < high)).any()
+        if (inside := positive & (area >= low) & (area < high)).any()
     ]  # fmt: skip
 
 
@@ -110,8 +119,3 @@ def _split(present: Array, absent: Array, alpha: float, n_splits: int, rng: np.r
         found[name] = {"coverage": mean, "standard_error": error, "cases": len(score),
                        "is_kept": mean >= 1 - alpha - 2 * error - 1e-9}  # fmt: skip
     return found
-
-
-def probabilities(decision: Decision, score: Array) -> Array:
-    """Return the calibrated probabilities of scores."""
-    return np.array([decision.probability(float(each)) for each in score])

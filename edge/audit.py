@@ -2,6 +2,7 @@
 
 One line of JSON a record, with the content of a DICOM audit message and the SHA-256 of the line before it. A changed,
 removed or moved line breaks the chain; removed last lines are told by the ledger, which keeps the head of the chain.
+A file that is full gets the number of its last record in its name, and the chain goes on in a new one.
 Source: DICOM PS3.15 A.5 (content), PS3.16 CID 400 to 402 (codes).
 """
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge.atomic import sync_folder
 from edge.wire import utc_now
 
 log = logging.getLogger(__name__)
@@ -39,13 +41,21 @@ EVENTS = {  # what happened: (event id, event type), both DICOM DCM codes with t
     "transfer": (("110104", "DICOM Instances Transferred"), None),
     "import": (("110107", "Import"), None),
     "export": (("110106", "Export"), None),
+    "deleted": (("110105", "DICOM Study Deleted"), None),
 }
 TRAIL = Path("audit", "audit.jsonl")  # under the state folder
-_ACTIONS = {"alert": "C", "import": "C", "acknowledged": "U", "escalated": "U"}  # create, update; else execute
+_ACTIONS = {
+    "alert": "C",
+    "import": "C",
+    "acknowledged": "U",
+    "escalated": "U",
+    "deleted": "D",
+}  # create, update, delete; else execute
 _LIMITED = frozenset({"login", "refused", "restricted"})  # what anybody can cause as often as they like
 _MOST_A_SECOND = 20
 _OUTCOMES = {"success": 0, "minor": 4, "serious": 8}
 _FIRST = "0" * 64
+_MOST_BYTES = 32 << 20  # of one file: some 40 000 records
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,14 @@ class Head:
 class AuditTrail:
     """Appends records to one file; each is on disk when `record` returns. Several processes may write to one."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the trail; a last line that a crash cut short is set aside as `.torn`. Raises OSError."""
+    def __init__(self, path: Path, most_bytes: int = _MOST_BYTES) -> None:
+        """Open or create the trail; a last line that a crash cut short is set aside as `.torn`. Raises OSError.
+
+        most_bytes: of one file, give or take a record.
+        """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path, self._most_bytes = path, most_bytes
+        self._file = self._open()
         self._host = socket.gethostname()
         self.head = Head()
         self.is_broken = False  # whether the last record could not be written
@@ -149,6 +163,8 @@ class AuditTrail:
         return n > _MOST_A_SECOND
 
     def _append(self, content: Mapping[str, Any]) -> None:
+        if os.fstat(self._file).st_size >= self._most_bytes:
+            self._turn_over()
         before = self._read_head()
         record = {**content, "n": before.n + 1, "before": before.sha256}
         digest = _digest(record)
@@ -165,17 +181,36 @@ class AuditTrail:
         """Return the last record; where it cannot be read, one that `verify` will find not to fit."""
         tail = _last_line(self._file)
         if not tail:
-            return Head()
+            parts = _full_parts(self._path)
+            if not parts:
+                return Head()
+            with parts[-1].open("rb") as part:
+                tail = _last_line(part.fileno())
         try:
             record = json.loads(tail)
             return Head(int(record["n"]), str(record["sha256"]))
         except (ValueError, KeyError, TypeError):
             return self.head
 
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _turn_over(self) -> None:
+        """Give the file its number and begin another; it stays locked, and so does the new one."""
+        self._path.rename(self._path.with_name(f"{self._path.stem}-{self._read_head().n:012d}{self._path.suffix}"))
+        full, self._file = self._file, self._open()
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        os.close(full)
+        sync_folder(self._path.parent)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with self._lock:  # a file's lock keeps out other processes, not other threads
             fcntl.flock(self._file, fcntl.LOCK_EX)
+            while not _is_at(self._file, self._path):  # another process has turned over meanwhile
+                former, self._file = self._file, self._open()
+                os.close(former)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
                 yield
             finally:
@@ -211,8 +246,31 @@ def verify(path: Path, head: Head | None = None) -> tuple[int, str]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield from file
+    """Yield the lines of the full files and of the last one, as they are at one moment."""
+    while True:
+        with path.open("rb") as last:
+            fcntl.flock(last, fcntl.LOCK_SH)
+            if not _is_at(last.fileno(), path):
+                continue
+            parts = _full_parts(path)
+            fcntl.flock(last, fcntl.LOCK_UN)
+            for part in parts:
+                with part.open("rb") as file:
+                    yield from file
+            yield from last
+            return
+
+
+def _full_parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

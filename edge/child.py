@@ -62,9 +62,13 @@ class DaemonProcess:
 
     def worker_pid(self) -> int | None:
         """The process that reconstructs, or None between two of them."""
+        return self.child_pid("edge.worker")
+
+    def child_pid(self, module: str) -> int | None:
+        """The daemon's process that runs a module, or None where there is none."""
         with suppress(OSError, ValueError):
             for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-                if b"edge.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
                     return int(child)
         return None
 

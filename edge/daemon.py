@@ -7,11 +7,8 @@ are finished, interrupted ones are reconstructed as far as whole slices reach an
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import logging
-import os
-import sqlite3
 import time
 from collections.abc import Coroutine
 from dataclasses import asdict
@@ -20,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from edge.alert import Times, alerts_of
-from edge.audit import TRAIL, AuditTrail
 from edge.crew import Crew, Report
+from edge.exams import Exams
 from edge.front import Front, rules_of
-from edge.ledger import Ledger
+from edge.incoming import Incoming
 from edge.live import LiveScan, image_info, plane_fields
 from edge.mrd import Limits
 from edge.mrd_write import encode_image
@@ -31,11 +28,12 @@ from edge.notify import Notifier
 from edge.pulse import Pulse
 from edge.refinery import JOBS
 from edge.reload import take_over
-from edge.secret import random_secret
+from edge.retention import Retention
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
+from edge.state import State
 from edge.triage_json import findings_json
 from edge.window import display_window
 from edge.wire import utc_now
@@ -57,25 +55,8 @@ class Daemon:
         """Open the state folder; raises ScanError or DeliveryError where it cannot be used."""
         self._settings = settings
         state = settings.state
-        try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DeliveryError(f"the state folder {state} cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise DeliveryError(f"another daemon uses the state folder {state}; stop it or choose --state") from error
-        try:
-            self._ledger = Ledger(state / "ledger.sqlite")
-        except sqlite3.Error as error:
-            raise DeliveryError(f"{state / 'ledger.sqlite'} is not a ledger that can be opened") from error
-        try:
-            self._audit = AuditTrail(state / TRAIL)
-        except OSError as error:
-            raise DeliveryError(f"the audit trail in {state} cannot be written: {error.strerror}") from error
-        random_secret(state / "keys" / "pseudonym.key")
+        self._state = State(state)
+        self._ledger, self._audit = self._state.ledger, self._state.audit
         self._spool = Spool(state / "spool")
         self._scans: dict[str, LiveScan] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,10 +90,16 @@ class Daemon:
         )
         self._front = Front(settings, self._ledger, self._audit)
         self._events, self._desk = self._front.events, self._front.desk
+        self._exams = Exams(self._ledger)
+        self._incoming = Incoming(settings, self._ledger, self._exams, self._audit, self._front, self._crew)
+        self._retention = Retention(
+            lambda: self._settings, self._ledger, self._spool, self._audit, self._front.pacs.names,
+            lambda scan_id: self._incoming.is_open(scan_id) or self._front.refinery.has(scan_id),
+        )  # fmt: skip
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
-            self._front, self._crew, self._notifier,
+            self._front, self._crew, self._notifier, self._incoming,
         )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -133,8 +120,9 @@ class Daemon:
         self._audit.record("start")
         self._start(self._watch_server())
         self._start(self._crew.run())
-        for work in self._front.tasks():
+        for work in [*self._front.tasks(), *self._incoming.tasks()]:
             self._start(work)
+        self._start(self._retention.run())
         self._start(self._pulse.run())
         self._notifier.ready()
         await self._stopping.wait()
@@ -146,9 +134,7 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._audit.record("stop")
         self._front.close()
-        self._audit.close()
-        self._ledger.close()
-        os.close(self._lock)
+        self._state.close()
         if self._failure is not None:
             raise self._failure
 
@@ -161,6 +147,7 @@ class Daemon:
         self._settings, taken, waiting = take_over(self._settings, read)
         self._server.allow(self._settings.mrd.allow)
         self._desk.rules = rules_of(self._settings.alerts)
+        self._incoming.reload(self._settings)
         log.info("settings read again taken=%s waiting=%s", ",".join(taken) or "-", ",".join(waiting) or "-")
         self._audit.record("settings", reason=f"taken over: {', '.join(taken) or 'nothing'}")
 
@@ -214,9 +201,12 @@ class Daemon:
         for scan in self._scans.values():
             if scan.outcome is None:
                 self._open_at_worker(scan)
+        self._incoming.on_worker_start()
 
     def _on_worker_death(self) -> None:
         """Count the death against what was being made; an image that killed twice is set aside at the next start."""
+        if self._incoming.on_worker_death():
+            return
         open_scans = [scan for scan in self._scans.values() if scan.outcome is None]
         for scan in [scan for scan in open_scans if scan.making] or open_scans:
             n = self._ledger.note_death(scan.scan_id, scan.making)
@@ -240,6 +230,7 @@ class Daemon:
     def _on_report(self, report: Report, payload: bytes) -> None:
         scan = self._scans.get(report.get("scan_id", ""))
         if scan is None:
+            self._incoming.on_report(report)
             return
         kind = report["report"]
         if kind == "started" and not scan.is_announced:
@@ -308,7 +299,7 @@ class Daemon:
         with self._events.together():
             self._publish("quality", scan.scan_id, report["quality"])
             found = {"findings": report["findings"], "measurements": report["measurements"]}
-            self._publish("findings", scan.scan_id, found)
+            self._publish("findings", scan.scan_id, {**found, **self._exams.join(scan.scan_id, report, now)})
             entered = self._front.enter(scan.scan_id, alerts, report["objects"])
             self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, scan.end(report))
             self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)

@@ -25,6 +25,12 @@ CREATE TABLE IF NOT EXISTS deliveries (
     PRIMARY KEY (sink, key)
 );
 CREATE INDEX IF NOT EXISTS deliveries_waiting ON deliveries (sink) WHERE state = 'waiting';
+CREATE INDEX IF NOT EXISTS deliveries_undone ON deliveries (key) WHERE state <> 'delivered';
+CREATE TABLE IF NOT EXISTS held (
+    scan_id TEXT NOT NULL,
+    sink TEXT NOT NULL,
+    PRIMARY KEY (scan_id, sink)
+);
 CREATE INDEX IF NOT EXISTS deliveries_next ON deliveries (sink, attempts) WHERE state = 'waiting';
 """
 
@@ -101,6 +107,21 @@ class Deliveries:
             "SELECT key FROM deliveries WHERE sink = ? AND state = 'dead' AND at = ? AND reason = ?", (sink, at, reason)
         )
         return [row[0] for row in rows]
+
+    def hold(self, sink: str, scan_id: str) -> None:
+        """Remember that a receiver has all of a scan, where nothing of it waits or was given up.
+
+        `forget` leaves that alone. The keys of a scan's objects begin with its id and a slash.
+        """
+        self._db.execute(
+            "INSERT OR IGNORE INTO held (scan_id, sink) SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM deliveries "
+            "WHERE sink = ? AND state <> 'delivered' AND key >= ? || '/' AND key < ? || '0')",
+            (scan_id, sink, sink, scan_id, scan_id),
+        )
+
+    def let_go(self, sink: str, scan_id: str) -> None:
+        """Forget that a receiver has all of a scan: there is more."""
+        self._db.execute("DELETE FROM held WHERE scan_id = ? AND sink = ?", (scan_id, sink))
 
     def forget(self, sink: str, keep: int) -> None:
         """Forget what was delivered, all but the last `keep`."""

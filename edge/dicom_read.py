@@ -52,6 +52,7 @@ class _Plane(NamedTuple):
     thickness_mm: float
     instance: str
     frame: int
+    b_value: float
 
 
 def read_series(folder: Path) -> Iterator[DicomSeries | AcquisitionError]:
@@ -73,6 +74,14 @@ def read_series(folder: Path) -> Iterator[DicomSeries | AcquisitionError]:
             yield error
 
 
+def read_header(path: Path) -> Dataset:
+    """Return what a file says before its pixels; raises AcquisitionError where it cannot be read."""
+    try:
+        return dcmread(path, stop_before_pixels=True)
+    except Exception as error:  # damaged files fail in as many ways as there are elements
+        raise AcquisitionError(f"a file cannot be read ({type(error).__name__})") from error
+
+
 def _files(folder: Path) -> Iterator[Path]:
     if folder.is_file():
         yield folder
@@ -90,7 +99,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _series(paths: list[Path]) -> DicomSeries:
     planes: list[_Plane] = []
     first: Dataset | None = None
-    is_synthetic = False
+    holds_synthetic = False
     for path in paths:
         try:
             file = dcmread(path)
@@ -99,15 +108,17 @@ def _series(paths: list[Path]) -> DicomSeries:
             raise
         except Exception as error:  # damaged files fail in as many ways as there are elements
             raise AcquisitionError(f"a file of the series cannot be read ({type(error).__name__})") from error
-        is_synthetic |= _is_synthetic(file)
+        holds_synthetic |= is_synthetic(file)
         if first is None:
             del file.PixelData
             first = file
     assert first is not None
-    volume, order = _stack(planes, first, is_synthetic)
+    strongest = max(plane.b_value for plane in planes)
+    planes = [plane for plane in planes if plane.b_value == strongest]  # of a diffusion series, what shows restriction
+    volume, order = _stack(planes, first, holds_synthetic)
     return DicomSeries(
         volume,
-        _contrast(first),
+        _contrast(first, strongest),
         paths[0].parent,
         first,
         tuple(planes[k].instance for k in order),
@@ -129,25 +140,33 @@ def _planes(file: Dataset) -> list[_Plane]:
     if "PerFrameFunctionalGroupsSequence" not in file:
         if "ImageOrientationPatient" not in file or "ImagePositionPatient" not in file:
             raise AcquisitionError("the images do not say where they lie in the patient")
-        return [_plane(pixels, file, file, file, file, uid, 0)]
+        return [_plane(pixels, file, file, file, file, file, uid, 0)]
     shared = file.SharedFunctionalGroupsSequence[0]
     out = []
     for number, own in enumerate(file.PerFrameFunctionalGroupsSequence):
-        place, lie, measures, scale = (
+        place, lie, measures, scale, diffusion = (
             next((group[0] for where in (own, shared) if (group := where.get(name))), Dataset())
             for name in (
                 "PlanePositionSequence",
                 "PlaneOrientationSequence",
                 "PixelMeasuresSequence",
                 "PixelValueTransformationSequence",
+                "MRDiffusionSequence",
             )
         )
-        out.append(_plane(pixels[number], place, lie, measures, scale, uid, number + 1))
+        out.append(_plane(pixels[number], place, lie, measures, scale, diffusion, uid, number + 1))
     return out
 
 
 def _plane(
-    pixels: Array, place: Dataset, lie: Dataset, measures: Dataset, scale: Dataset, uid: str, frame: int
+    pixels: Array,
+    place: Dataset,
+    lie: Dataset,
+    measures: Dataset,
+    scale: Dataset,
+    diffusion: Dataset,
+    uid: str,
+    frame: int,
 ) -> _Plane:
     direction = np.array([float(v) for v in lie.ImageOrientationPatient]).reshape(2, 3)
     slope, intercept = float(scale.get("RescaleSlope", 1) or 1), float(scale.get("RescaleIntercept", 0) or 0)
@@ -161,6 +180,7 @@ def _plane(
         float(measures.get("SliceThickness", 0) or 0),
         uid,
         frame,
+        float(diffusion.get("DiffusionBValue", 0) or 0),
     )
 
 
@@ -195,7 +215,7 @@ def _stack(planes: list[_Plane], header: Dataset, is_synthetic: bool) -> tuple[V
     return Volume(np.stack([planes[k].pixels for k in distinct]), geometry, made), distinct
 
 
-def _is_synthetic(file: Dataset) -> bool:
+def is_synthetic(file: Dataset) -> bool:
     """Whether the file says that its content was made rather than measured, by the standard's tag or by our marks."""
     purposes = [
         code.get("CodeValue", "")
@@ -218,11 +238,10 @@ def _refusal(header: Dataset) -> str:
     return ""
 
 
-def _contrast(header: Dataset) -> str:
+def _contrast(header: Dataset, b_value: float) -> str:
     words = [str(header.get(name, "")) for name in ("SeriesDescription", "ProtocolName", "SequenceName")]
-    diffusion = float(header.get("DiffusionBValue", 0) or 0)
     found = contrast_of_words(*words)
-    if not found and diffusion >= 500:
+    if not found and b_value >= 500:
         found = "dwi"
     if not found:
         te, tr, ti = (_number(header, name) for name in ("EchoTime", "RepetitionTime", "InversionTime"))

@@ -18,14 +18,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.clock_sync import clock_state
-from edge.dicom_net import Peer, echo
+from edge.dicom_net import Peer, echo, server_tls
 from edge.dicom_stow import StowSender
 from edge.keyring import Keyring
 from edge.model import RECONSTRUCTION
 from edge.pacs import store_peer
 from edge.power import look_for_meters
 from edge.secret import SecretError, read_secret
-from edge.settings import PacsSettings, Settings, SettingsError, check, needs_keys, read_settings
+from edge.settings import IncomingSettings, PacsSettings, Settings, SettingsError, check, needs_keys
+from edge.settings_file import read_settings
 from edge.supply import Supply
 from recon.errors import BackendError, DeliveryError, ModelError
 
@@ -109,6 +110,7 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         if scheme == "tcp" and port.isdigit():
             found.append(_port(what, host.strip("[]").replace("*", "0.0.0.0"), int(port)))
     found += [clock_finding(), *secret_findings(settings, state), *archive_findings(settings.pacs)]
+    found += incoming_findings(settings.incoming)
     return found + [_tool(name, use) for name, use in _TOOLS.items()]
 
 
@@ -230,6 +232,19 @@ def archive_findings(pacs: PacsSettings) -> list[Finding]:
         except DeliveryError as error:
             found.append(Finding("fault", "DICOMweb", f"{pacs.stow}: {error}"))
     return found or [Finding("ok", "archive", "none is named: objects stay in the state folder")]
+
+
+def incoming_findings(incoming: IncomingSettings) -> list[Finding]:
+    """Check that series of the scanner's own can come in, where they are to."""
+    if not incoming.host:
+        return [Finding("ok", "DICOM in", "off: series of the scanner's own are not taken")]
+    found = [_port("DICOM in", incoming.host, incoming.port)]
+    try:
+        tls = server_tls(incoming.ca, incoming.cert, incoming.key)
+    except DeliveryError as error:
+        return [*found, Finding("fault", "DICOM in", str(error))]
+    words = f"{incoming.ae_title} takes objects from {', '.join(incoming.callers)}"
+    return [*found, Finding("ok", "DICOM in", f"{words}, {'by TLS' if tls else 'without TLS'}")]
 
 
 def _port(what: str, host: str, port: int) -> Finding:

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from edge.engines import PLAN, Engine, EngineCache
 from edge.model import RECONSTRUCTION
-from edge.settings import SettingsError, read_settings
+from edge.settings import SettingsError
+from edge.settings_file import read_settings
 from edge.supply import Supply
 from recon.engine import Profile, profile_for, read_profile
 from recon.errors import BackendError, ModelError, ScanError

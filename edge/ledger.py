@@ -39,6 +39,14 @@ CREATE TABLE IF NOT EXISTS deaths (
     n INTEGER NOT NULL,
     PRIMARY KEY (scan_id, image_key)
 );
+CREATE TABLE IF NOT EXISTS incoming (
+    scan_id TEXT PRIMARY KEY,
+    n_triaged INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS deleted (
+    scan_id TEXT PRIMARY KEY,
+    at TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS notes (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -116,6 +124,7 @@ class Ledger:
         self._db.execute(
             "INSERT OR IGNORE INTO scans (scan_id, state, received_at) VALUES (?, 'receiving', ?)", (scan_id, at)
         )
+        self._db.execute("DELETE FROM deleted WHERE scan_id = ?", (scan_id,))
 
     def end_scan(self, scan_id: str, ending: str, reason: str, n_bytes: int, n_readouts: int) -> None:
         """Note that a scan's stream has ended, and how: complete, interrupted or failed."""
@@ -130,6 +139,20 @@ class Ledger:
         self._db.execute(
             "UPDATE scans SET state = ?, reason = ?, finished_at = ? WHERE scan_id = ?", (state, reason, at, scan_id)
         )
+
+    def note_triaged(self, scan_id: str, n: int) -> None:
+        """Note how many objects of a series that came in were triaged."""
+        self._db.execute("INSERT OR REPLACE INTO incoming (scan_id, n_triaged) VALUES (?, ?)", (scan_id, n))
+
+    def n_triaged(self, scan_id: str) -> int | None:
+        """Return how many objects of a series were triaged; None for what is no series, or was deleted."""
+        row = self._db.execute("SELECT n_triaged FROM incoming WHERE scan_id = ?", (scan_id,)).fetchone()
+        return int(row[0]) if row else None
+
+    def delete_scan(self, scan_id: str, at: str) -> None:
+        """Note that the files of a scan or series were deleted; what is known of it stays."""
+        self._db.execute("INSERT OR REPLACE INTO deleted (scan_id, at) VALUES (?, ?)", (scan_id, at))
+        self._db.execute("DELETE FROM incoming WHERE scan_id = ?", (scan_id,))  # should it come again, it is new
 
     def scan(self, scan_id: str) -> ScanRow | None:
         """Return one scan, or None."""

@@ -39,6 +39,10 @@ class Metrics:
         self._verdicts = Counter("scanside_verdicts", "Scans by quality verdict", ["verdict"], registry=registry)
         self._findings = Counter("scanside_findings", "Findings by state", ["finding", "state"], registry=registry)
         self._scans = Gauge("scanside_scans_open", "Scans being received or reconstructed", registry=registry)
+        self._series = Gauge("scanside_incoming_open", "Series of the scanner that wait for triage", registry=registry)
+        self._incoming = Counter(
+            "scanside_incoming_objects", "DICOM objects that came in", ["outcome"], registry=registry
+        )
         self._worker = Gauge("scanside_worker_up", "Whether the reconstruction process runs", registry=registry)
         self._silent = Gauge("scanside_worker_silent_seconds", "Since its last report", registry=registry)
         self._free = Gauge("scanside_disk_free_bytes", "Left for the state folder", registry=registry)
@@ -53,6 +57,10 @@ class Metrics:
             "scanside_deliveries", "What goes to other systems, by state", ["sink", "state"], registry=registry
         )
 
+        self._energy = Counter(
+            "scanside_energy_joules", "Counted by this machine's meters", ["source", "meter"], registry=registry
+        )
+        self._told_j: dict[tuple[str, str], float] = {}
         self._archive = Gauge(
             "scanside_archive_wait_seconds", "For how long the oldest object has waited", ["sink"], registry=registry
         )
@@ -83,10 +91,24 @@ class Metrics:
             for finding in fields["findings"]:
                 self._findings.labels(finding["finding"], finding["state"]).inc()
 
+    def on_incoming(self, outcome: str) -> None:
+        """Count a DICOM object that came in: stored, repeated or refused."""
+        self._incoming.labels(outcome).inc()
+
+    def set_energy(self, joules: Mapping[tuple[str, str], float | None]) -> None:
+        """Count what meters have counted; one that has failed is not told of any more, rather than standing still."""
+        for labels, now_j in joules.items():
+            if now_j is not None:
+                self._energy.labels(*labels).inc(max(now_j - self._told_j.get(labels, 0.0), 0.0))
+                self._told_j[labels] = now_j
+            elif self._told_j.pop(labels, None) is not None:
+                self._energy.remove(*labels)
+
     def set_gauges(
         self,
         *,
         scans: int,
+        series: int,
         worker: bool,
         silent_s: float,
         free_bytes: int,
@@ -100,6 +122,7 @@ class Metrics:
     ) -> None:
         """Set what is as it is now."""
         self._scans.set(scans)
+        self._series.set(series)
         self._worker.set(worker)
         self._silent.set(silent_s)
         self._free.set(free_bytes)

@@ -50,10 +50,23 @@ class Pacs:
 
     def enter(self, scan_id: str, files: Iterable[str]) -> None:
         """Enter the objects of a scan, by their places in its results folder, within the caller's transaction."""
-        now = utc_now()
-        for file in files if self._queues else ():
-            for queue in self._queues:
+        now, objects = utc_now(), list(files)
+        for queue in self._queues if objects else ():
+            self._deliveries.let_go(queue.name, scan_id)
+            for file in objects:
                 self._deliveries.enter_again(queue.name, f"{scan_id}/{file}", {"entered_at": now}, now)
+        if objects:
+            self.hold(scan_id)  # where all of it was delivered before
+
+    def hold(self, scan_id: str) -> None:
+        """Note, within the caller's transaction, that nothing of a scan is to follow."""
+        for queue in self._queues:
+            self._deliveries.hold(queue.name, scan_id)
+
+    @property
+    def names(self) -> list[str]:
+        """What the ledger calls the queues."""
+        return [queue.name for queue in self._queues]
 
     def wake(self) -> None:
         """Look for what was entered."""
@@ -152,6 +165,7 @@ class Queue:
                     self._due_s[each.key] = time.monotonic() + self._pause_s(each.attempts)
                 else:
                     self._due_s.pop(each.key, None)
+                    self._deliveries.hold(self.name, each.key.partition("/")[0])
                     noted[each.key.partition("/")[0], state, reason] += 1
             if reply.unreachable:
                 reason = f"given up: {reply.unreachable}"

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ FED = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}  # a rail, and the rail that feeds it
 RAILS = (1, 2, 3)  # of one INA3221; hwmon's further numbers are shunt voltages and their sum
 SAMPLE_S = 0.02  # between two readings of watts; the INA3221 averages over less
 COUNT_S = 10.0  # between two readings of a counter, so that none goes round unseen
+COUNTER_S, RAIL_S = 2.0, 0.1  # of an odometer
 MEAN_S = 0.1  # over which a counter's watts are taken
 
 
@@ -126,6 +128,11 @@ class Energy:
             self.joules = self._adder.total_j
             self.seconds = self._times[-1] - self._times[0]
 
+    @property
+    def so_far_j(self) -> float | None:
+        """The energy up to the last reading; None once one has failed."""
+        return None if self._failure else self._adder.total_j
+
     def _watch(self) -> None:
         while not self._failure and not self._stopping.wait(self._period_s):
             self._read()
@@ -139,6 +146,30 @@ class Energy:
         except PowerError as error:
             self._failure = f"{self._meter.source} {self._meter.name}: {error}"
         self._times[1:] = [now]
+
+
+class Odometer:
+    """What each meter has counted since this was made, until it is closed; one that fails has nothing to say again."""
+
+    def __init__(self, meters: Sequence[PowerMeter]) -> None:
+        """Begin to measure with all of them."""
+        self._stack = ExitStack()
+        self._running = [
+            (meter.source, meter.name, self._stack.enter_context(Energy(meter, _period_s(meter)))) for meter in meters
+        ]
+
+    def joules(self) -> dict[tuple[str, str], float | None]:
+        """Return the energy by source and name; None where it cannot be told any more."""
+        return {(source, name): energy.so_far_j for source, name, energy in self._running}
+
+    def close(self) -> None:
+        """Stop measuring."""
+        self._stack.close()
+
+
+def _period_s(meter: PowerMeter) -> float:
+    """Often enough for what a daemon counts: a counter before it goes round, watts ten times a second."""
+    return COUNTER_S if hasattr(meter, "joules") else RAIL_S
 
 
 class _Counted:

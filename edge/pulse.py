@@ -9,9 +9,11 @@ from collections.abc import Callable, Sized
 from edge.audit import AuditTrail
 from edge.crew import Crew
 from edge.front import Front
+from edge.incoming import Incoming
 from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.notify import Notifier
+from edge.power import Odometer, open_meters
 from edge.settings import Settings
 from edge.spool import Spool
 
@@ -31,14 +33,24 @@ class Pulse:
         front: Front,
         crew: Crew,
         notifier: Notifier,
+        incoming: Incoming,
     ) -> None:
         """settings: asked at each beat, as they may change."""
         self._settings, self._scans = settings, scans
         self._ledger, self._spool, self._audit = ledger, spool, audit
         self._front, self._crew, self._notifier = front, crew, notifier
+        self._incoming = incoming
 
     async def run(self) -> None:
         """Beat for ever."""
+        meters = await asyncio.to_thread(open_meters) if self._front.metrics is not None else []
+        odometer = Odometer(meters)
+        try:
+            await self._beat(odometer)
+        finally:
+            odometer.close()
+
+    async def _beat(self, odometer: Odometer) -> None:
         published_at = float("-inf")
         while True:
             heartbeat_s = self._settings().events.heartbeat_s
@@ -47,6 +59,7 @@ class Pulse:
                 self._publish()
             if self._front.metrics is not None:
                 self._set_gauges(self._front.metrics)
+                self._front.metrics.set_energy(odometer.joules())
             if self._crew.is_alive:
                 self._notifier.alive(f"{len(self._scans)} scans, {self._front.desk.n_open} alerts open")
             await asyncio.sleep(min(heartbeat_s, _LONGEST_S))
@@ -68,6 +81,7 @@ class Pulse:
         desk = self._front.desk
         metrics.set_gauges(
             scans=len(self._scans),
+            series=self._incoming.n_open,
             worker=self._crew.pid is not None,
             silent_s=self._crew.silent_s,
             free_bytes=self._spool.free_bytes(),

@@ -16,6 +16,7 @@ from edge.event_log import EventLog
 from edge.ledger import Ledger
 from edge.settings import SuperResolutionSettings
 from edge.super_resolution import NOTICE
+from edge.superres_job import end_job
 from edge.window import display_window
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,11 @@ class Refinery:
     ) -> None:
         """enter_objects: called with a scan and its new DICOM objects within the ledger's transaction."""
         self._ledger, self._events, self._enter_objects = ledger, events, enter_objects
+        self._jobs = state / JOBS
         self._crew: Crew | None = None
         if settings.enabled:
             own = {
-                "jobs": str(state / JOBS),
+                "jobs": str(self._jobs),
                 "model": settings.model,
                 "n_thin": settings.thin_slices,
                 "style": settings.style,
@@ -49,6 +51,10 @@ class Refinery:
             self._crew = Crew(
                 own, _TIMEOUT_S, self._on_report, lambda: None, lambda: None, module="edge.superres_process"
             )
+
+    def has(self, scan_id: str) -> bool:
+        """Whether a scan waits for it."""
+        return self._jobs.joinpath(f"{scan_id}.json").exists()
 
     def wake(self) -> None:
         """A scan may have left a job."""
@@ -87,5 +93,6 @@ class Refinery:
             self._enter_objects(scan_id, report["objects"])
             said = [{name: each.get(name) for name in ("volume", "state", "why", "factors")} for each in volumes]
             self._events.publish("scan.super-resolved", scan_id, {"volumes": said, "notice": NOTICE})
+        end_job(self._jobs, scan_id)  # only now: a daemon killed before has it made again, and then entered
         states = ",".join(str(each["state"]) for each in volumes)
         log.info("super-resolution done id=%s volumes=%s", scan_id, states or "none")

@@ -17,6 +17,7 @@ LIVE = frozenset(
         "alerts.deadline_s",
         "alerts.resend_s",
         "disk.min_free_mib",
+        "disk.keep_free_mib",
     }
 )
 

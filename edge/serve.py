@@ -13,7 +13,8 @@ from pathlib import Path
 from edge.crash import log_crashes
 from edge.daemon import Daemon
 from edge.notify import Notifier
-from edge.settings import Settings, SettingsError, check, read_settings
+from edge.settings import Settings, SettingsError, check
+from edge.settings_file import read_settings
 from recon.errors import ScanError
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The daemon's settings: one TOML file, read once, into nested frozen values.
+"""The daemon's settings as nested frozen values; `edge.settings_file` reads them.
 
 Unknown keys, wrong types and values out of range stop the start with the key's name. Every default works.
 """
@@ -6,21 +6,14 @@ Unknown keys, wrong types and values out of range stop the start with the key's 
 from __future__ import annotations
 
 import ipaddress
-import sys
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
 from urllib.parse import urlsplit
 
 from edge.model import PRECISIONS
 from edge.pseudonym import IDENTIFIERS
 from edge.supply import BACKENDS
 from recon.reconstruct import METHODS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class SettingsError(Exception):
@@ -170,6 +163,29 @@ class PacsSettings:
 
 
 @dataclass(frozen=True)
+class IncomingSettings:
+    """Where series that the scanner reconstructs itself come in by C-STORE; "" is nowhere.
+
+    `callers`: AE titles that may send. `allow`: addresses and networks that may connect; it, or `ca`, which asks for
+    certificates, is needed beyond loopback. A series is complete `quiet_s` after its last object.
+    """
+
+    host: str = ""
+    port: int = 11112
+    ae_title: str = "SCANSIDE"
+    callers: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+    quiet_s: float = 15.0
+    max_object_mib: int = 512
+    max_associations: int = 8
+    timeout_s: float = 30.0
+    idle_s: float = 120.0
+
+
+@dataclass(frozen=True)
 class MetricsSettings:
     """`address` is HOST:PORT on loopback where Prometheus may ask; "" is nowhere."""
 
@@ -178,9 +194,13 @@ class MetricsSettings:
 
 @dataclass(frozen=True)
 class DiskSettings:
-    """New scans are refused while the state folder's disk has less than `min_free_mib` left."""
+    """New scans are refused while the state folder's disk has less than `min_free_mib` left.
+
+    Below `keep_free_mib` the oldest scans that the archive has whole are deleted; 0 deletes none.
+    """
 
     min_free_mib: int = 2048
+    keep_free_mib: int = 8192
 
 
 @dataclass(frozen=True)
@@ -197,6 +217,7 @@ class Settings:
     alerts: AlertSettings = field(default_factory=AlertSettings)
     sinks: SinkSettings = field(default_factory=SinkSettings)
     pacs: PacsSettings = field(default_factory=PacsSettings)
+    incoming: IncomingSettings = field(default_factory=IncomingSettings)
     security: SecuritySettings = field(default_factory=SecuritySettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     disk: DiskSettings = field(default_factory=DiskSettings)
@@ -225,7 +246,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pacs.attempts": (1, 100_000),
     "pacs.longest_pause_s": (0.05, 86400),
     "pacs.timeout_s": (0.1, 600),
+    "incoming.port": (0, 65535),
+    "incoming.quiet_s": (0.05, 3600),
+    "incoming.max_object_mib": (1, 4096),
+    "incoming.max_associations": (1, 100),
+    "incoming.timeout_s": (0.1, 600),
+    "incoming.idle_s": (0.1, 86400),
     "disk.min_free_mib": (0, 1 << 30),
+    "disk.keep_free_mib": (0, 1 << 30),
 }
 _CHOICES = {
     "worker.method": METHODS,
@@ -234,21 +262,6 @@ _CHOICES = {
     "alerts.identifiers": IDENTIFIERS,
     "security.curve": ("elsewhere", "always"),
 }
-
-
-def read_settings(path: Path | None) -> Settings:
-    """Read the TOML file at `path` (None: all defaults); raise SettingsError naming the first key that is wrong."""
-    if path is None:
-        return Settings()
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the settings file {path} is not TOML: {error}") from error
-    settings: Settings = _section(Settings, table, "")
-    check(settings)
-    return settings
 
 
 def check(settings: Settings) -> None:
@@ -272,6 +285,7 @@ def check(settings: Settings) -> None:
     _check_scanners(settings.mrd)
     _check_sinks(settings.sinks)
     _check_pacs(settings.pacs)
+    _check_incoming(settings.incoming)
     groups = settings.alerts.groups
     if not groups or len(set(groups)) < len(groups) or not all(name and name.isprintable() for name in groups):
         raise SettingsError(f"alerts.groups is {list(groups)}; it must name at least one group, and each once")
@@ -292,12 +306,16 @@ def host_and_port(place: str, least_port: int = 1) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_scanners(mrd: MrdSettings) -> None:
-    for each in mrd.allow:
+def _check_networks(key: str, allow: tuple[str, ...]) -> None:
+    for each in allow:
         try:
             ipaddress.ip_network(each)
         except ValueError as error:
-            raise SettingsError(f"mrd.allow names {each!r}; an address or network is needed, as 10.1.2.0/24") from error
+            raise SettingsError(f"{key} names {each!r}; an address or network is needed, as 10.1.2.0/24") from error
+
+
+def _check_scanners(mrd: MrdSettings) -> None:
+    _check_networks("mrd.allow", mrd.allow)
     if not mrd.allow and not is_loopback(mrd.host):
         raise SettingsError(f"mrd.host is {mrd.host!r}: MRD has no password, so mrd.allow must name the scanners")
 
@@ -330,36 +348,22 @@ def _check_pacs(pacs: PacsSettings) -> None:
             raise SettingsError("pacs.stow must begin with https://, or be on this machine")
 
 
+def _check_incoming(incoming: IncomingSettings) -> None:
+    _check_networks("incoming.allow", incoming.allow)
+    check_ae_title("incoming.ae_title", incoming.ae_title)
+    for title in incoming.callers:
+        check_ae_title("incoming.callers", title)
+    if (incoming.key or incoming.ca) and not incoming.cert:
+        raise SettingsError("incoming.key and incoming.ca need incoming.cert, the certificate that we show")
+    if incoming.host and not incoming.callers:
+        raise SettingsError("incoming.callers must name the AE titles that may send")
+    if incoming.host and not is_loopback(incoming.host) and not (incoming.allow or incoming.ca):
+        raise SettingsError(f"incoming.host is {incoming.host!r}: incoming.allow or incoming.ca must say who may send")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _section(kind: Any, table: dict[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        key = prefix + name
-        if name not in known:
-            raise SettingsError(f"{key} is not a setting; known here: {', '.join(sorted(known))}")
-        wanted = hints[name]
-        if is_dataclass(wanted):
-            if not isinstance(value, dict):
-                raise SettingsError(f"{key} must be a section, [{key}]")
-            values[name] = _section(wanted, value, f"{key}.")
-        elif wanted == tuple[str, ...] and isinstance(value, list) and all(isinstance(each, str) for each in value):
-            values[name] = tuple(value)
-        elif wanted is Path and isinstance(value, str):
-            values[name] = Path(value)
-        elif wanted is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            values[name] = float(value)
-        elif isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
-            values[name] = value
-        else:
-            needed = "list of texts" if wanted == tuple[str, ...] else wanted.__name__
-            raise SettingsError(f"{key} is {value!r}; a value of type {needed} is needed")
-    return kind(**values)

@@ -34,7 +34,11 @@ _KEPT_FREE = 64 << 20
 
 def new_scan_id() -> str:
     """Return 128 random bits as 26 characters of Crockford's base 32: a ULID in form, without a time to read back."""
-    number = secrets.randbits(128)
+    return scan_id_of(secrets.randbits(128))
+
+
+def scan_id_of(number: int) -> str:
+    """Return 128 bits as a scan id."""
     return "".join(_ALPHABET[number >> 5 * place & 31] for place in range(25, -1, -1))
 
 

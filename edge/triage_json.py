@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from triage.findings import Finding, Findings, Measurement
+from triage.findings import Finding, Findings, Measurement, State
 
 
 def findings_json(findings: Findings) -> list[dict[str, Any]]:
     """Return each finding as JSON values; what was not looked at is null."""
     return [_finding(each) for each in findings.findings]
+
+
+def findings_from_json(said: Sequence[Mapping[str, Any]]) -> Findings:
+    """Return what `findings_json` made of findings, as far as `fuse` needs it; without measurements and places."""
+    return Findings(
+        tuple(
+            Finding(
+                each["finding"],
+                State(each["state"]),
+                each["why"],
+                each["probability"],
+                tuple(each["conformal"]),
+                contrast=each["contrast"] or "",
+            )
+            for each in said
+        )
+    )
 
 
 def measurements_json(measurements: Mapping[str, Measurement]) -> dict[str, Any]:

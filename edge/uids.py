@@ -24,6 +24,11 @@ def derive_uid(*parts: str | int) -> str:
     return f"2.25.{int.from_bytes(hashlib.sha256(text.encode('utf-8', 'replace')).digest()[:16], 'big')}"
 
 
+def has_study_uid(exam: Exam) -> bool:
+    """Whether the header names the study."""
+    return is_uid(exam.study.instance_uid.strip(" \0"))
+
+
 def study_uid(exam: Exam, scan_id: str) -> str:
     """Return the Study Instance UID: the header's, else one that scans of the same dated exam share, else the scan's.
 
@@ -32,7 +37,7 @@ def study_uid(exam: Exam, scan_id: str) -> str:
     no name enters it.
     """
     study = exam.study
-    if is_uid(study.instance_uid.strip(" \0")):
+    if has_study_uid(exam):
         return study.instance_uid.strip(" \0")
     if exam.subject.identifier and study.date and (study.accession_number or study.identifier):
         return derive_uid(

@@ -32,11 +32,13 @@ from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
 from edge.objects import objects_of
 from edge.pseudonym import exam_keys
+from edge.received_series import ReceivedSeries
 from edge.results import Results
 from edge.secret import read_secret
 from edge.spool import SpoolReader
 from edge.superres_job import leave_job
 from edge.supply import Supply
+from edge.uids import has_study_uid
 from recon.arrays import Array
 from recon.errors import AcquisitionError, ScanError, StreamError
 from recon.network import Network
@@ -90,6 +92,7 @@ class OpenScan:
         self._set_aside = frozenset(order["set_aside"])
         self._chain: Chain | None = None
         self._exam_keys: dict[str, str] = {}
+        self._is_study_known = False
         self._is_done = False
 
     def turn(self) -> bool:
@@ -132,6 +135,7 @@ class OpenScan:
         scan, exam = read_header(xml, self.scan_id)
         secret = read_secret(Path(self._settings["pseudonym_key"]))
         self._exam_keys = exam_keys(exam, self.scan_id, secret, self._settings["identifiers"])
+        self._is_study_known = has_study_uid(exam)
         received_at = datetime.fromisoformat(self._order["received_at"])
         self._chain = Chain(
             Results(Path(self._order["results"]), scan, exam, received_at),
@@ -211,6 +215,7 @@ class OpenScan:
             n_readouts=report["n_readouts"],
             stage_ms=report["stage_ms"],
             exam=self._exam_keys,
+            is_study_known=self._is_study_known,
             objects=objects_of(Path(self._order["results"]), report),
         )
 
@@ -253,7 +258,7 @@ class Worker:
         self._settings = settings
         self._supply, self._no_network = _open_supply(settings)
         self._triage = open_triage(settings["triage"])
-        self._scans: dict[str, OpenScan] = {}
+        self._scans: dict[str, OpenScan | ReceivedSeries] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
 
@@ -298,9 +303,11 @@ class Worker:
                 order, self._reports, self._settings, network, self._no_network, device, self._triage
             )
             self._ring.append(scan_id)
-        elif order["do"] == "close" and scan_id in self._scans:
-            self._scans[scan_id].ending = order["ending"]
-            self._scans[scan_id].reason = order["reason"]
+        elif order["do"] == "series" and scan_id not in self._scans:
+            self._scans[scan_id] = ReceivedSeries(order, self._reports, self._settings, self._triage)
+            self._ring.append(scan_id)
+        elif order["do"] == "close" and isinstance(scan := self._scans.get(scan_id), OpenScan):
+            scan.ending, scan.reason = order["ending"], order["reason"]
 
     def _turn_all(self) -> bool:
         """Give every scan its turn; False when none had anything to do."""

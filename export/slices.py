@@ -7,7 +7,7 @@ The folder is the data folder's layout: `brain/index.csv` and NIfTI files, `stro
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from recon.arrays import Array
 
+TUMOUR_GAP = 2  # groups of numbers
 TUMOUR_VALIDATION = 0.85  # the last part of the numbers: neighbours are the same patient, blocks are not
 MIN_FILLED = 0.12  # of a slice: less shows hardly any brain
 STROKE_SPACING_MM = (1.0, 1.0)
@@ -107,3 +108,24 @@ def _tumour(folder: Path, split: str) -> Iterator[Slice]:
         spacing = (TUMOUR_FIELD_MM / pixels.shape[0], TUMOUR_FIELD_MM / pixels.shape[1])
         group = f"tumour-{row['pseudo_group']}"
         yield Slice(pixels, spacing, group, "T1w-Gd", "tumour_t1c", 5.0 / len(chosen))
+
+
+def tumour_splits(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return "train", "val" or "" for the rows of the tumour set's index, for triage.
+
+    Held out is the last part of each kind of tumour's numbers, so that every kind is tried on, in whole groups of
+    neighbouring numbers. Neighbours may be one patient: the groups next to those held out are left out of both.
+    """
+    split = ["train"] * len(rows)
+    for kind in dict.fromkeys(row["label"] for row in rows):
+        groups = list(dict.fromkeys(int(row["pseudo_group"]) for row in rows if row["label"] == kind))
+        n_kept = int(TUMOUR_VALIDATION * len(groups))
+        held = groups[n_kept:]
+        beside = {*groups[max(n_kept - TUMOUR_GAP, 0) : n_kept], *range(held[-1] + 1, held[-1] + 1 + TUMOUR_GAP)}
+        for number, row in enumerate(rows):
+            group = int(row["pseudo_group"])
+            if group in beside:
+                split[number] = ""
+            elif row["label"] == kind and group in held:
+                split[number] = "val"
+    return split

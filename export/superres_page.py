@@ -134,8 +134,8 @@ def _lesions(found: Mapping[str, Any]) -> list[str]:
     )
     false = found["false_structures"]
     words = (
-        f"False structures: {false['found']} in {false['volumes']} heads, two of eight slices, the others single slices "
-        f"of patients ({_interval(false['per_100_95'])} per 100, 95 %); sinc interpolation: {false['sinc']}."
+        f"False structures: {false['found']} in {false['volumes']} heads, two of eight slices, the others single "
+        f"slices of patients ({_interval(false['per_100_95'])} per 100, 95 %); sinc interpolation: {false['sinc']}."
     )
     return [*rows, "", words]
 

@@ -23,16 +23,28 @@ from export.triage_images import Plane, load
 from export.triage_likeness import fit_likeness
 from export.triage_onnx import check_triage, open_triage, write_triage
 from export.triage_page import write_page
-from export.triage_statistics import auc, balanced_threshold, fit, proportion, sigmoid, summary, words
+from export.triage_statistics import (
+    EXAM_SPECIFICITY,
+    auc,
+    balanced_threshold,
+    calibration_error_by_others,
+    count,
+    fit,
+    flagged_by_others,
+    proportion,
+    sigmoid,
+    summary,
+    words,
+)
 from export.triage_train import is_training, load_triage
 from export.triage_validation import Cases, evaluate, held_out, visibility
 from recon.arrays import Array
 from triage.card import CALIBRATION, EVIDENCE
 from triage.preprocess import SIZE, STEP_MM
+from triage.score import VIEW
 
 VERSION = "1"
 STEPS = (100, 200, 400, 1000, 2000)  # mm²
-EXAM_SPECIFICITY = 0.9  # at least: one false alarm in ten exams
 FINDING = {"infarct": "infarct", "infarct-dwi": "infarct", "haemorrhage": "haemorrhage", "mass": "mass"}
 CONTRASTS = {
     "infarct": {"flair": "real"},
@@ -64,7 +76,9 @@ LIMITS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and write the model folder."""
     parser = argparse.ArgumentParser(prog="python -m export.triage_card", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="or a model.onnx, card beside it"
+    )
     parser.add_argument("--planes", type=Path, required=True, metavar="DIR", help="made by export.triage_images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--folds", type=Path, nargs="*", default=[], metavar="FILE", help="checkpoints of --fold runs")
@@ -96,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "step_mm": STEP_MM,
         "size": list(SIZE),
         "opset": OPSET,
-        "inputs": {"planes": ["plane", 2, *SIZE]},
-        "outputs": {"lesion": ["plane", 1, *SIZE], "features": ["plane", int(checkpoint["widths"][-1])]},
+        "inputs": {"planes": ["plane", 2, *VIEW]},
+        "outputs": {"lesion": ["plane", 1, *VIEW], "features": ["plane", int(checkpoint["widths"][-1])]},
         "parity_with_pytorch": float(f"{difference:.1e}"),
         "network": {"widths": list(checkpoint["widths"]), "parameters": sum(p.numel() for p in network.parameters())},
         "training": {k: checkpoint[k] for k in ("minutes", "step", "batch", "seed")},
@@ -134,8 +148,7 @@ def _contrast(
     if evidence == "real" and slices.is_positive.all():  # tumours alone: heads without one are another set's
         slices = results.where(published | (~results.is_exam & ~results.is_positive))
     exams = results.where(results.is_exam)
-    one, one_threshold = _decision(slices, 0.0)
-    exam, exam_threshold = _decision(exams, EXAM_SPECIFICITY)
+    one, exam = _decision(slices, 0.0), _decision(exams, EXAM_SPECIFICITY)
     n_planes = [len(each.images) for each in cases]
     is_plain = np.repeat([not each.is_simulated or each.group.startswith("head-") for each in cases], n_planes)
     if contrast in ("swi", "dwi") or not is_plain.any():  # there is nothing else
@@ -151,29 +164,38 @@ def _contrast(
         arrays[f"{contrast}.{field}"] = getattr(saved, field).astype(np.float32)
     for field in ("is_positive", "is_exam", "is_simulated"):
         arrays[f"{contrast}.{field}"] = getattr(saved, field)
+    arrays[f"{contrast}.group"] = np.unique(saved.group, return_inverse=True)[1].astype(np.int32)
     out: dict[str, Any] = {"evidence": evidence, "slice": one, "exam": exam, **likeness}
     out["metrics"] = {
-        "slices": {"of": "patients" if evidence == "real" else "simulated", **_summary(slices, one_threshold)},
-        "exams": {"of": "simulated", **_summary(exams, exam_threshold)},
+        "slices": {"of": "patients" if evidence == "real" else "simulated", **_summary(slices, slices, 0.0)},
+        "exams": {"of": "simulated", **_summary(exams, exams, EXAM_SPECIFICITY)},
     }
     if evidence == "real":
         simulated = results.where(results.is_simulated & ~results.is_exam)
-        out["metrics"]["simulated_slices"] = {"of": "simulated", **_summary(simulated, one_threshold)}
-        out["metrics"]["reconstructed"] = _by_factor(results.where(is_real & (results.factor > 0)), one_threshold)
+        out["metrics"]["simulated_slices"] = {"of": "simulated", **_summary(simulated, slices, 0.0)}
+        out["metrics"]["reconstructed"] = _by_factor(results.where(is_real & (results.factor > 0)), slices)
         out["checks"] = check(session, cases)
     return out
 
 
-def _decision(cases: Cases, least_specificity: float) -> tuple[dict[str, float], float]:
-    """Return slope, offset and threshold as the card has them, and the threshold as a score."""
+def _decision(cases: Cases, least_specificity: float) -> dict[str, float]:
+    """Return slope, offset and threshold as the card has them, from all held-out cases."""
     slope, offset = fit(cases.score, cases.is_positive)
     threshold = balanced_threshold(cases.score, cases.is_positive, least_specificity)
     found = {"slope": slope, "offset": offset, "threshold": sigmoid(slope * threshold + offset)}
-    return {name: round(value, 5) for name, value in found.items()}, threshold
+    return {name: round(value, 5) for name, value in found.items()}
 
 
-def _summary(cases: Cases, threshold: float) -> dict[str, Any]:
-    out = summary(cases.score, cases.is_positive, cases.area_mm2, threshold, STEPS)
+def _summary(cases: Cases, chosen_on: Cases, least_specificity: float) -> dict[str, Any]:
+    """Return the figures of cases at operating points that were chosen on other patients among `chosen_on`."""
+    if cases is chosen_on:
+        flagged = flagged_by_others(cases.score, cases.is_positive, cases.group, least_specificity)
+    else:
+        flagged = _flagged(cases, chosen_on, least_specificity)
+    out = summary(cases.score, cases.is_positive, cases.area_mm2, flagged, STEPS)
+    if cases is chosen_on and np.isfinite(flagged).all():
+        error = calibration_error_by_others(cases.score, cases.is_positive, cases.group)
+        out["calibration_error"] = round(error, 4)
     inside, dice = cases.peak_inside[cases.is_positive], cases.dice[cases.is_positive]
     if len(inside):
         out["peak_inside"] = words(proportion(int(np.nansum(inside)), len(inside)))
@@ -181,13 +203,24 @@ def _summary(cases: Cases, threshold: float) -> dict[str, Any]:
     return out
 
 
-def _by_factor(cases: Cases, threshold: float) -> list[dict[str, Any]]:
+def _flagged(cases: Cases, chosen_on: Cases, least_specificity: float) -> Array:
+    """Return whether cases of another kind are flagged, each at the point of the patients that are not its own."""
+    out = np.empty(len(cases.score))
+    group, known = np.array(cases.group), np.array(chosen_on.group)
+    for name in np.unique(group):
+        others = known != name
+        threshold = balanced_threshold(chosen_on.score[others], chosen_on.is_positive[others], least_specificity)
+        out[group == name] = cases.score[group == name] >= threshold
+    return out
+
+
+def _by_factor(cases: Cases, chosen_on: Cases) -> list[dict[str, Any]]:
     """Return the results of reconstructed slices by acceleration."""
     found = []
     for low, high in ((1, 2), (2, 4), (4, 6), (6, 9)):
         chosen = cases.where((cases.factor >= low) & (cases.factor < high))
         if len(chosen.score) > 5:
-            found.append({"acceleration": [low, high - 1], **_summary(chosen, threshold)})
+            found.append({"acceleration": [low, high - 1], **_summary(chosen, chosen_on, 0.0)})
     return found
 
 
@@ -232,7 +265,7 @@ def _data(name: str, planes: list[Plane]) -> list[dict[str, Any]]:
 def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str, Any]:
     """Return the results of networks on the patients that each was not trained on, pooled, as published.
 
-    A fold's operating point comes from the other folds' patients: each score is compared with their threshold.
+    A network's operating point comes from the half of its own left-out patients that a quoted one is not in.
     """
     folds, seen = [], []
     for path in checkpoints:
@@ -246,12 +279,8 @@ def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str
     score = np.concatenate([each.score for each in folds])
     is_positive = np.concatenate([each.is_positive for each in folds])
     area = np.concatenate([each.area_mm2 for each in folds])
-    number = np.repeat(np.arange(len(folds)), [len(each.score) for each in folds])
-    margin = np.empty(len(score))
-    for index in range(len(folds)):
-        others = number != index if len(folds) > 1 else number == index
-        margin[number == index] = score[number == index] - balanced_threshold(score[others], is_positive[others])
-    found: dict[str, Any] = {"folds": len(folds), **summary(margin, is_positive, area, 0.0, STEPS)}
+    flagged = np.concatenate([flagged_by_others(each.score, each.is_positive, each.group) for each in folds])
+    found: dict[str, Any] = {"folds": len(folds), **summary(score, is_positive, area, flagged, STEPS)}
     found["auc"] = words(auc(score[is_positive], score[~is_positive]))
     found["auc_by_fold"] = [round(auc(f.score[f.is_positive], f.score[~f.is_positive])[0], 4) for f in folds]
     dice = np.concatenate([each.dice for each in folds])[is_positive]
@@ -262,8 +291,8 @@ def cross_validate(checkpoints: list[Path], folder: Path, out: Path) -> dict[str
     steps = []
     for low, high in ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, np.inf)):
         chosen = (contrast >= low) & (contrast < high)
-        if chosen.any():
-            hits = int((margin[is_positive][chosen] >= 0).sum())
+        if chosen.any() and np.isfinite(flagged).all():
+            hits = count(flagged[is_positive][chosen])
             found_here = {"from": low, "cases": int(chosen.sum())}
             steps.append({**found_here, "sensitivity": words(proportion(hits, int(chosen.sum())))})
     found["by_visibility"] = steps

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,30 @@ from scipy import ndimage
 from export.measurements import ASSETS, CONTRASTS, drawn_head, needs, noisy
 from export.triage_images import load
 from recon.arrays import Array
+from triage.artefacts import (
+    CLIPPED,
+    REPEATS,
+    REVERSED,
+    STRIPES,
+    WORDS,
+    Artefacts,
+    fit_weights,
+    front_and_back,
+    measure_artefacts,
+)
 from triage.brain import brain_masks
-from triage.gate import MIN_AREA_MM2, Gate, Kind, describe_plane, fit_kind, gate_json, is_stripped
+from triage.gate import (
+    MANY,
+    MIN_AREA_MM2,
+    Gate,
+    Kind,
+    describe_plane,
+    fit_kind,
+    gate_json,
+    is_stripped,
+    most_of_brain,
+    read_gate,
+)
 from triage.preprocess import prepare
 
 HEAD_SEEDS = 20_000
@@ -31,6 +54,9 @@ MIN_PLANES = 30  # fewer make no kind
 MARGIN, MARGIN_OF_FEW = 0.5, 4.0  # log odds
 NOISE = (0.0, 0.1)
 BLUR = (0.0, 1.1)
+MORE = {REPEATS: 1.75, STRIPES: 1.2, CLIPPED: 2.0}  # times the worst clean series
+KEPT = 0.995  # of single planes, which may be
+MORE_OF_FEW = {REPEATS: 1.15, STRIPES: 1.15, CLIPPED: 2.5, REVERSED: 1.0}  # times as bad
 
 
 def main() -> None:
@@ -40,12 +66,18 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6, help="simulated heads, each on every contrast (%(default)s)")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="descriptions so far, JSON lines, to go on from")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: the package's assets)")
+    parser.add_argument("--artefacts-only", action="store_true", help="keep the rest of the gate.json in that folder")
     args = parser.parse_args()
-    rows = described(args.planes, args.heads, args.cache)
-    gate = fit(rows)
+    path = args.out / "gate.json"
+    made_by = f"python -m export.triage_gate --planes DIR --heads {args.heads}"
+    if args.artefacts_only:
+        content = json.loads(path.read_text("utf-8"))
+        gate, made_by = read_gate(content), f"{content['made_by'].split(';')[0]}; artefacts with {args.heads} heads"
+    else:
+        gate = fit(described(args.planes, args.heads, args.cache))
+    gate = replace(gate, artefacts=fit_artefacts(args.planes, args.heads))
     args.out.mkdir(parents=True, exist_ok=True)
-    content = {"made_by": f"python -m export.triage_gate --planes DIR --heads {args.heads}", **gate_json(gate)}
-    (args.out / "gate.json").write_text(json.dumps(content) + "\n", "utf-8")
+    path.write_text(json.dumps({"made_by": made_by, **gate_json(gate)}) + "\n", "utf-8")
     for name, kinds in gate.kinds.items():
         print(name, [round(kind.limit, 2) for kind in kinds])
 
@@ -85,6 +117,71 @@ def fit(rows: list[Row]) -> Gate:
         if len(of) >= MIN_PLANES:
             kinds[contrast].append(fit_kind(np.array(of)))
     return Gate({name: tuple(each) for name, each in kinds.items()}, MARGIN, MARGIN_OF_FEW)
+
+
+def fit_artefacts(folder: Path, n_heads: int) -> Artefacts:
+    """Return weights and limits of what no head shows, from clean heads of training subjects and simulated ones.
+
+    A series may be a little worse than the worst of them (MORE), and fewer planes than all but a few (KEPT).
+    """
+    series = [*_series(folder), *(each for seed in range(n_heads) for each in _drawn(seed))]
+    single: dict[str, list[tuple[Array, Array]]] = defaultdict(list)
+    upright: dict[str, list[Array]] = defaultdict(list)
+    sideways = set()
+    for contrast, images, brain, kind in series:
+        single[contrast] += zip(images, brain, strict=True)
+        if kind == "any way":
+            sideways.add(contrast)
+        else:
+            upright[contrast] += [front_and_back(*each) for each in zip(images, brain, strict=True)]
+    weights = fit_weights([np.array(each) for each in upright.values()])
+    exams = [measure_artefacts(images, brain, weights) for _, images, brain, kind in series if kind == "exam"]
+    most = {name: max(each[name] for each in exams) * more for name, more in MORE.items()}
+    most[REVERSED] = 0.0
+    of_few = {}
+    for contrast, of in single.items():
+        found = [measure_artefacts(image[None], brain[None], weights) for image, brain in track(of, contrast)]
+        of_few[contrast] = {
+            name: max(float(np.quantile([each[name] for each in found], KEPT)) * more, 0.0)
+            for name, more in MORE_OF_FEW.items()
+        }
+        if contrast in sideways:
+            of_few[contrast].pop(REVERSED)
+    print("worst series", {name: max(each[name] for each in exams) for name in WORDS})
+    return Artefacts(weights, most, of_few)
+
+
+Series = tuple[str, Array, Array, str]  # contrast, images, brain; "exam", "few" planes, or planes lying in "any way"
+
+
+def _series(folder: Path) -> Iterator[Series]:
+    """Yield training subjects' planes: those of one volume together, patients' slices alone."""
+    rng = np.random.default_rng(6)
+    volumes: dict[tuple[str, str], list[Array]] = defaultdict(list)
+    for path in sorted(folder.glob("*.npz")):
+        if "part" in path.name or path.name.startswith(("shapes", "exams")):
+            continue
+        for each in load([path]):
+            label = each.label
+            is_chosen = label.source == "brain" or rng.random() < SHARES.get(label.source, 1.0)
+            if label.split == "train" and label.factor == 0 and is_chosen:
+                name = label.group if label.source == "brain" else f"{label.group} {label.row}"
+                volumes[name, CONTRASTS.get(label.contrast, label.contrast)].append(each.image.astype(np.float32))
+    for (name, contrast), images in volumes.items():
+        shown = most_of_brain(np.stack(images))
+        if shown is not None:
+            few = "any way" if name.startswith("tumour") else "few"  # published in all directions
+            yield contrast, *shown, "exam" if len(images) >= MANY else few
+
+
+def _drawn(seed: int) -> Iterator[Series]:
+    anatomy, ventricles, _ = needs()
+    drawn, _ = drawn_head(anatomy, ventricles, HEAD_SEEDS + seed)
+    rng = np.random.default_rng([seed, 4])
+    for name, contrast in CONTRASTS.items():
+        shown = most_of_brain(prepare(noisy(drawn.images[name], rng), drawn.geometry).inputs[:, 0])
+        if shown is not None:
+            yield contrast, *shown, "exam"
 
 
 def _planes(path: Path) -> Iterator[tuple[str, bool, Array]]:

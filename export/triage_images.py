@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from export.slices import MIN_FILLED, STROKE_SPACING_MM, TUMOUR_FIELD_MM, TUMOUR_VALIDATION
+from export.slices import MIN_FILLED, STROKE_SPACING_MM, TUMOUR_FIELD_MM, tumour_splits
 from export.triage_chain import FIELD_MM, MATRIX, SPACING_MM, fine_shape, open_session, place, reconstruct
 from recon.arrays import Array
 from recon.contrast import CONTRASTS
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=48, help="simulated heads a contrast (default %(default)s)")
     parser.add_argument("--first", type=int, default=HEAD_SEEDS, help="seed of the first head (default %(default)s)")
     parser.add_argument("--finding", choices=FINDINGS, help="of all simulated exams (default: each in turn)")
+    parser.add_argument("--split", choices=("train", "val"), help="of patients' slices (default: both)")
     parser.add_argument("--limit", type=int, default=1 << 30, help="planes a set")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
@@ -96,9 +97,9 @@ def make(name: str, args: argparse.Namespace) -> Iterator[Plane]:
     kind, _, detail = name.partition("-")
     session = open_session(args.network) if detail == "chain" or kind in ("heads", "exams") else None
     if kind == "stroke":
-        yield from _through(rng, session, _stroke(args.data / "stroke_flair"))
+        yield from _through(rng, session, _of(args.split, _stroke(args.data / "stroke_flair")))
     elif kind == "tumour":
-        yield from _through(rng, session, _tumours(args.data / "tumour_t1c"))
+        yield from _through(rng, session, _of(args.split, _tumours(args.data / "tumour_t1c")))
     elif kind == "brain":
         yield from _brains(rng, session, args.data / "brain")
     elif kind == "shapes":
@@ -164,6 +165,10 @@ def to_plane(image: Array, mask: Array | None, spacing_mm: tuple[float, float], 
 Sliced = tuple[Array, Array, tuple[float, float], Label]
 
 
+def _of(split: str | None, slices: Iterator[Sliced]) -> Iterator[Sliced]:
+    return (each for each in slices if split in (None, each[3].split))
+
+
 def _through(rng: np.random.Generator, session: Any, slices: Iterator[Sliced]) -> Iterator[Plane]:
     """Yield slices as planes, reconstructed where there is a session."""
     for image, mask, spacing_mm, label in slices:
@@ -217,14 +222,14 @@ def _tumours(folder: Path) -> Iterator[Sliced]:
     from PIL import Image
 
     rows = _rows(folder / "index.csv")
-    last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])
-    for number, row in enumerate(rows):
+    for number, (row, split) in enumerate(zip(rows, tumour_splits(rows), strict=True)):
+        if not split:
+            continue
         with Image.open(folder / row["file"]) as image:
             pixels = np.asarray(image.convert("L"))
         with Image.open(folder / row["mask_file"]) as image:
             mask = np.asarray(image.convert("L").resize(pixels.shape[::-1], Image.Resampling.NEAREST)) > 0
-        group = int(row["pseudo_group"])
-        label = Label("tumour_t1c", f"tumour-{group}", "val" if group > last else "train", "t1ce", row["label"], number)
+        label = Label("tumour_t1c", f"tumour-{row['pseudo_group']}", split, "t1ce", row["label"], number)
         spacing = (TUMOUR_FIELD_MM / pixels.shape[0], TUMOUR_FIELD_MM / pixels.shape[1])
         yield pixels, mask, spacing, label
 

@@ -1,4 +1,4 @@
-"""Findings drawn into planes of real anatomy: masses, bleeding and acute infarcts, and what is mistaken for them.
+"""Findings drawn into planes of real anatomy: masses, bleeding and infarcts, and what is mistaken for them.
 
 Planes have the brain's median at 1 (`triage.preprocess`). Signal follows the textbook order of tissues for each
 contrast (blood: Bradley, Radiology 189:15, 1993; tumours: Osborn's Brain, 2018) with wide random ranges; nothing here
@@ -15,6 +15,7 @@ from recon.arrays import Array
 
 TISSUE = 0.35
 SCALP_MM = 9.0  # of a head that still has it, with the skull
+CAVITIES = 0.35  # of drawn infarcts on FLAIR
 
 
 def blob(rng: np.random.Generator, shape: tuple[int, int], centre: Array, radius: float, rough: float = 0.2) -> Array:
@@ -232,6 +233,35 @@ def insert_infarct(rng: np.random.Generator, image: Array, shape_mask: Array) ->
 
     shape_mask: bool (y, x), an infarct's outline in an upright, centred head.
     """
+    seen = _placed(rng, image, shape_mask)
+    mask = seen > 0.5
+    if mask.sum() < 12:
+        return None
+    gain = np.float32(rng.uniform(0.45, 2.2))
+    return (image * (1 + seen * gain * _patchy(rng, image))).astype(np.float32), mask
+
+
+def insert_old_or_new_infarct(rng: np.random.Generator, image: Array, shape_mask: Array) -> tuple[Array, Array] | None:
+    """Return a FLAIR plane with an infarct of a patient's shape, and its mask; None if hardly any.
+
+    Bright, or, as often as CAVITIES says, a cavity as dark as fluid within a bright rim: what old ones become.
+    shape_mask: bool (y, x), an infarct's outline in an upright, centred head.
+    """
+    seen = _placed(rng, image, shape_mask)
+    mask = seen > 0.5
+    if mask.sum() < 12:
+        return None
+    bright = image * (1 + seen * np.float32(rng.uniform(0.2, 0.9)) * _patchy(rng, image))
+    if rng.random() >= CAVITIES:
+        return bright.astype(np.float32), mask
+    rim_mm = rng.uniform(0.5, 4.0)
+    deep = np.clip((ndimage.distance_transform_edt(mask) - rim_mm) / 1.5, 0, 1)
+    level = rng.uniform(0.05, 0.45) * np.clip(1 + 0.3 * smooth_noise(rng, image.shape, 12), 0.3, 2)
+    return (bright * (1 - deep) + level * deep).astype(np.float32), mask
+
+
+def _placed(rng: np.random.Generator, image: Array, shape_mask: Array) -> Array:
+    """Return how much of each pixel an infarct of a patient's shape takes, 0 to 1, where there is brain."""
     if rng.random() < 0.5:
         shape_mask = shape_mask[:, ::-1]
     moved = np.roll(shape_mask, tuple(rng.normal(0, 6, 2).astype(int)), (0, 1))
@@ -239,13 +269,11 @@ def insert_infarct(rng: np.random.Generator, image: Array, shape_mask: Array) ->
     inside = brain_of(image)
     if not is_stripped(image):
         inside = ndimage.binary_erosion(inside, iterations=int(SCALP_MM))
-    seen = soft * np.clip((image - 0.4) / 0.3, 0, 1) * inside
-    mask = seen > 0.5
-    if mask.sum() < 12:
-        return None
-    gain = np.float32(rng.uniform(0.45, 2.2))
-    patchy = np.clip(1 + 0.25 * smooth_noise(rng, image.shape, int(rng.integers(8, 40))), 0.4, 1.5)
-    return (image * (1 + seen * gain * patchy)).astype(np.float32), mask
+    return np.asarray(soft * np.clip((image - 0.4) / 0.3, 0, 1) * inside)
+
+
+def _patchy(rng: np.random.Generator, image: Array) -> Array:
+    return np.clip(1 + 0.25 * smooth_noise(rng, image.shape, int(rng.integers(8, 40))), 0.4, 1.5)
 
 
 def coarsen(rng: np.random.Generator, image: Array, mm: tuple[float, float]) -> Array:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from export.onnx import OPSET
 from export.triage_network import TriageNetwork
 from recon.arrays import Array
-from triage.preprocess import SIZE
-from triage.score import read_both_ways
+from triage.score import VIEW, middle_of, read_both_ways
 
 INPUT = "planes"
 OUTPUTS = ("lesion", "features")
@@ -41,7 +40,7 @@ def write_triage(network: TriageNetwork, path: Path) -> None:
         warnings.simplefilter("ignore")  # the tracer's own deprecation
         torch.onnx.export(
             _Answers(network).eval(),
-            (torch.zeros(2, 2, *SIZE),),
+            (torch.zeros(2, 2, *VIEW),),
             str(path),
             input_names=[INPUT],
             output_names=list(OUTPUTS),
@@ -85,7 +84,9 @@ def check_triage(network: TriageNetwork, path: Path, images: Array) -> float:
 
     Raises ValueError where it is above MAX_DIFFERENCE.
     """
-    planes = np.stack((images, images[..., ::-1]), 1).astype(np.float32)
+    y, x = middle_of(images.shape[1:])
+    seen = images[:, y, x]
+    planes = np.stack((seen, seen[..., ::-1]), 1).astype(np.float32)
     with torch.no_grad():
         wanted = network.eval()(torch.from_numpy(planes))[0]
     worst = float(np.abs(run_once(open_triage(path), planes)[0] - wanted.numpy()).max())

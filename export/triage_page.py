@@ -17,8 +17,9 @@ def write_page(card: dict[str, Any], path: Path) -> None:
         "",
         "Written by `python -m export.triage_card`; every",
         "figure is measured on cases that were not trained on, with their 95 % interval (Clopper–Pearson; DeLong). "
-        "The operating\npoints and the calibration come from these same cases: sensitivity and specificity are "
-        "optimistic by it.",
+        "An operating\npoint was chosen on other patients than those it is quoted for: held-out patients are halved 50 "
+        "times, each half\nat the point of the other; hits are the mean, rounded down. What ships was chosen on all of "
+        "them.",
         "",
         f"sha256 `{card['sha256']}`, {card['network']['parameters']:,} parameters, ONNX opset {card['opset']}.",
         "",

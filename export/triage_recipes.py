@@ -15,6 +15,7 @@ from export.triage_lesions import (
     insert_bleed,
     insert_infarct,
     insert_mass,
+    insert_old_or_new_infarct,
     to_diffusion,
     to_gradient_echo,
 )
@@ -67,7 +68,8 @@ def finish(rng: np.random.Generator, image: Array, mask: Array) -> Example:
 
 
 class Infarct:
-    """FLAIR: stroke patients' own lesions, also put into other planes; heads without one, or with another finding."""
+    """FLAIR: stroke patients' own lesions, also put into other planes or drawn there after their shapes at any height;
+    heads without one, or with another finding."""
 
     SHARES: ClassVar[dict[str, float]] = {
         "with": 0.40,
@@ -76,11 +78,14 @@ class Infarct:
         "heads-without": 0.09,
         "brain": 0.10,
     }
-    PASTE: ClassVar[dict[str, float]] = {"without": 0.22, "heads-without": 0.25, "brain": 0.3}
+    PASTE: ClassVar[dict[str, float]] = {"without": 0.3, "heads-without": 0.3, "brain": 0.4}
+    DRAWN = 0.4  # of what is put into planes
 
     def kind(self, plane: Plane) -> str:
         """Return the side of the question that a plane stands for."""
         label = plane.label
+        if label.source == "shapes":
+            return "shapes"
         if label.contrast != "flair" or label.group == "tcgaFG6692":  # a patient with a glioma
             return ""
         if label.source == "stroke_flair":
@@ -98,8 +103,11 @@ class Infarct:
         if rng.random() < DECOY_SHARE:
             image = decoy(rng, image, pool.draw(rng, "with").mask)
         if rng.random() < self.PASTE.get(kind, 0.0):
-            donor = pool.draw(rng, "with")
-            made = paste(rng, image, mask, donor.image.astype(np.float32), donor.mask)
+            if rng.random() < self.DRAWN and pool.by_kind.get("shapes"):
+                made = insert_old_or_new_infarct(rng, image, pool.draw(rng, "shapes").mask)
+            else:
+                donor = pool.draw(rng, "with")
+                made = paste(rng, image, mask, donor.image.astype(np.float32), donor.mask)
             image, mask = made or (image, mask)
         return finish(rng, image, mask)
 
@@ -111,14 +119,14 @@ class Mass:
     """Post-contrast T1w: patients' tumours. Those, T1w, T2w and FLAIR: simulated ones in other heads, and none."""
 
     SHARES: ClassVar[dict[str, float]] = {
-        "with": 0.34,
+        "with": 0.42,
         "t1ce": 0.08,
-        "t1": 0.14,
-        "t2": 0.14,
+        "t1": 0.12,
+        "t2": 0.12,
         "flair": 0.10,
-        "stroke": 0.08,
-        "heads-with": 0.06,
-        "heads-without": 0.06,
+        "stroke": 0.06,
+        "heads-with": 0.05,
+        "heads-without": 0.05,
     }
     INSERT: ClassVar[dict[str, float]] = {
         "t1ce": 0.5,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
 
 from recon.arrays import Array
+from triage.calibration import cross_fitted
 
 LEVEL = 0.95
+EXAM_SPECIFICITY = 0.9  # at least: one false alarm in ten exams
+N_BINS = 8  # of a calibration curve
 
 
 def auc(positive: Array, negative: Array) -> tuple[float, float, float]:
@@ -81,21 +85,59 @@ def words(found: tuple[float, float, float]) -> list[float]:
     return [round(each, 4) for each in found]
 
 
-def summary(score: Array, is_positive: Array, area: Array, threshold: float, steps: tuple[int, ...]) -> dict[str, Any]:
-    """Return AUC, sensitivity and specificity at a score threshold, and sensitivity by the finding's area in mm²."""
+def flagged_by_others(score: Array, is_positive: Array, group: Sequence[str], least_specificity: float = 0.0) -> Array:
+    """Return how often each case is at or above an operating point chosen on other patients, float64 (case,)."""
+
+    def choose(known: Array, classes: Array) -> Callable[[Array], Array]:
+        threshold = balanced_threshold(known, classes, least_specificity)
+        return lambda new: (new >= threshold).astype(float)
+
+    return cross_fitted(score, is_positive, np.array(group), choose)
+
+
+def probabilities_by_others(score: Array, is_positive: Array, group: Sequence[str]) -> Array:
+    """Return the calibrated probability of each case by curves that were fitted to other patients, float64 (case,)."""
+
+    def choose(known: Array, classes: Array) -> Callable[[Array], Array]:
+        slope, offset = fit(known, classes)
+        return lambda new: 1 / (1 + np.exp(-np.clip(slope * new + offset, -30, 30)))
+
+    return cross_fitted(score, is_positive, np.array(group), choose)
+
+
+def calibration_error_by_others(score: Array, is_positive: Array, group: Sequence[str]) -> float:
+    """Return the expected calibration error, at a prevalence of one half, of curves fitted to other patients."""
+    probability = probabilities_by_others(score, is_positive, group)
+    weight = np.where(is_positive, 0.5 / max(is_positive.sum(), 1), 0.5 / max((~is_positive).sum(), 1))
+    off = weight * (probability - is_positive)
+    return sum(abs(float(off[each].sum())) for each in np.array_split(np.argsort(probability), N_BINS))
+
+
+def count(share: Array) -> int:
+    """Return how many cases shares add up to, rounded down."""
+    return int(np.floor(float(share.sum()) + 1e-6))
+
+
+def summary(score: Array, is_positive: Array, area: Array, flagged: Array, steps: tuple[int, ...]) -> dict[str, Any]:
+    """Return AUC, sensitivity and specificity, and sensitivity by the finding's area in mm².
+
+    flagged: float (case,), 0 to 1, as `flagged_by_others` gives it; NaN where nothing could be chosen on others: there
+    is then no sensitivity or specificity to quote.
+    """
     positive, negative = score[is_positive], score[~is_positive]
+    is_known = bool(np.isfinite(flagged).all())
     out: dict[str, Any] = {"positive": len(positive), "negative": len(negative)}
     if len(positive) and len(negative):
         out["auc"] = words(auc(positive, negative))
-    if len(positive):
-        out["sensitivity"] = words(proportion(int((positive >= threshold).sum()), len(positive)))
-    if len(negative):
-        out["specificity"] = words(proportion(int((negative < threshold).sum()), len(negative)))
+    if len(positive) and is_known:
+        out["sensitivity"] = words(proportion(count(flagged[is_positive]), len(positive)))
+    if len(negative) and is_known:
+        out["specificity"] = words(proportion(count(1 - flagged[~is_positive]), len(negative)))
     sizes = []
     for low, high in zip(steps, (*steps[1:], 10**9), strict=True):
         inside = is_positive & (area >= low) & (area < high)
-        if inside.any():
-            found = proportion(int((score[inside] >= threshold).sum()), int(inside.sum()))
+        if inside.any() and is_known:
+            found = proportion(count(flagged[inside]), int(inside.sum()))
             sizes.append({"from_mm2": low, "cases": int(inside.sum()), "sensitivity": words(found)})
     out["by_size"] = sizes
     return out

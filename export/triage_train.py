@@ -23,19 +23,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.muon import Muon
+from export.triage_again import from_onnx
 from export.triage_images import Plane, load
 from export.triage_network import WIDTHS, TriageNetwork
 from export.triage_recipes import RECIPES, Recipe
-from recon.arrays import Array
 from triage.preprocess import SIZE
-from triage.score import WINDOW, plane_scores
+from triage.score import WINDOW, middle_of
 
-CROP = (192, 160)  # heads are smaller than their planes
-WINDOW_OF = tuple(slice((n - m) // 2, (n + m) // 2) for n, m in zip(SIZE, CROP, strict=True))
+MIDDLE = middle_of(SIZE)
 BATCH = 8
 RATE = 3e-3
 WARM_UP = 0.08
 LAST_RATE = 0.01
+FIRST_LOOK = 6  # batches that give a model.onnx its statistics back
 KEPT = 48  # batches that are learned from again, turned
 EMA = 0.995
 CLIP = 3.0
@@ -55,7 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt, log.jsonl")
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--fold", default="", metavar="K/N", help="cross-validation over patients")
-    parser.add_argument("--from", dest="weights", type=Path, metavar="FILE", help="begin with a checkpoint's weights")
+    parser.add_argument(
+        "--from",
+        dest="weights",
+        type=Path,
+        metavar="FILE",
+        help="begin with the weights of a checkpoint, or of a model.onnx",
+    )
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -71,9 +77,7 @@ def train(args: argparse.Namespace) -> None:
     rng = np.random.default_rng(args.seed)
     recipe = RECIPES[args.finding]
     pool = Pool(args.planes, recipe, args.fold)
-    network = TriageNetwork(WIDTHS).to(memory_format=torch.channels_last)
-    if args.weights is not None:
-        network.load_state_dict(torch.load(args.weights, weights_only=True)["ema"])
+    network = begin(args.weights, rng, recipe, pool).to(memory_format=torch.channels_last)
     optimiser = Muon(network.parameters(), args.rate)
     kept: deque[Batch] = deque(maxlen=KEPT)
     ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -104,6 +108,16 @@ def train(args: argparse.Namespace) -> None:
             sums = sums * 0
             note(args, ema, step, seconds, row)
     note(args, ema, step, seconds, {"minutes": round(seconds / 60, 1), "step": step, "planes": pool.n})
+
+
+def begin(weights: Path | None, rng: np.random.Generator, recipe: Recipe, pool: Pool) -> TriageNetwork:
+    """Return the network to train: a new one, or that of a checkpoint or a model.onnx."""
+    if weights is not None and weights.suffix == ".onnx":
+        return from_onnx(weights, torch.cat([batch(rng, recipe, pool)[0] for _ in range(FIRST_LOOK)]))
+    network = TriageNetwork(WIDTHS)
+    if weights is not None:
+        network.load_state_dict(torch.load(weights, weights_only=True)["ema"])
+    return network
 
 
 def note(args: argparse.Namespace, ema: dict[str, Tensor], step: int, seconds: float, row: dict[str, Any]) -> None:
@@ -180,7 +194,7 @@ class Pool:
             for plane in load([path]):
                 kind = self._recipe.kind(plane)
                 if kind and is_training(plane, self._fold) != self._is_held_out:
-                    kept = Plane(plane.image[WINDOW_OF].copy(), plane.mask[WINDOW_OF].copy(), plane.label)
+                    kept = Plane(plane.image[MIDDLE].copy(), plane.mask[MIDDLE].copy(), plane.label)
                     self.by_kind.setdefault(kind, []).append(kept)
 
     def draw(self, rng: np.random.Generator, kind: str) -> Plane:
@@ -219,21 +233,15 @@ def batch(rng: np.random.Generator, recipe: Recipe, pool: Pool) -> Batch:
     return layout, torch.from_numpy(masks), torch.tensor(present)
 
 
-def predict(network: TriageNetwork, images: Array) -> tuple[Array, Array]:
-    """Return scores (n,) and lesion logits (n, 1, y, x) of planes (n, y, x)."""
-    network.eval()
-    found = []
-    with torch.no_grad():
-        for start in range(0, len(images), 8):
-            part = images[start : start + 8].astype(np.float32)
-            planes = torch.from_numpy(np.stack((part, part[..., ::-1]), 1))
-            found.append(network(planes)[0].numpy())
-    logits = np.concatenate(found)
-    return plane_scores(logits), logits
-
-
 def load_triage(path: Path) -> tuple[TriageNetwork, dict[str, Any]]:
-    """Return the network of a checkpoint with the running mean of its weights, and the checkpoint."""
+    """Return the network of a checkpoint with the running mean of its weights, and the checkpoint.
+
+    path: a checkpoint, or a model.onnx that has its card.json beside it.
+    """
+    if path.suffix == ".onnx":
+        card = json.loads((path.parent / "card.json").read_text("utf-8"))
+        known = {"finding": card["name"].removeprefix("scanside-"), "widths": card["network"]["widths"], "fold": ""}
+        return from_onnx(path), known | card["training"]
     content = torch.load(path, weights_only=True)
     network = TriageNetwork(tuple(content["widths"]))
     network.load_state_dict(content["ema"])

@@ -109,7 +109,7 @@ def held_out(finding: str, contrast: str, folder: Path, fold: str = "", seed: in
     if (finding, contrast) == ("mass", "t1ce"):
         cases += [_slice(each) for each in planes if each.label.source == "tumour_t1c"]
     cases += _simulated(rng, finding, contrast, planes)
-    cases += _exams(finding, HEAD_CONTRASTS.get(contrast, ""), planes)
+    cases += exams_of(finding, HEAD_CONTRASTS.get(contrast, ""), planes)
     return cases
 
 
@@ -139,7 +139,7 @@ def _slice(plane: Plane) -> Case:
     return Case(image[None], plane.mask[None], False, False, plane.label.group, plane.label.factor)
 
 
-def _exams(finding: str, contrast: str, planes: list[Plane]) -> list[Case]:
+def exams_of(finding: str, contrast: str, planes: list[Plane]) -> list[Case]:
     """Return whole simulated heads with the finding or with none; other findings are not this network's to judge."""
     by_group: dict[str, list[Plane]] = {}
     for each in planes:

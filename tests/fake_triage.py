@@ -52,7 +52,7 @@ def fake_model(
     score = np.concatenate([np.linspace(*present, 50), np.linspace(*absent, 50)] * 2)
     positive = np.tile(np.repeat([True, False], 50), 2)
     calibration = Calibration(
-        score, positive, np.repeat([True, False], 100), np.ones(200, bool), 100.0 * positive,
+        score, positive, np.repeat([True, False], 100), np.ones(200, bool), 100.0 * positive, np.arange(200),
         np.zeros(N_NUMBERS), np.diag([1.0] * N_FEATURES + [0.0] * (N_NUMBERS - N_FEATURES)),
     )  # fmt: skip
     decision = Decision(1.0, 0.0, 0.5)

@@ -35,6 +35,36 @@ def test_what_was_written_holds_and_goes_on_after_a_restart(tmp_path: Path) -> N
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_chain_goes_on_over_full_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / TRAIL
+    one, other = AuditTrail(path, 1500), AuditTrail(path, 1500)  # as a daemon and a command
+    for number in range(10):
+        (one, other)[number % 2].record("export", objects={"scan": str(number)})
+    one.close()
+    other.close()
+    parts = sorted(path.parent.glob("audit-*.jsonl"))
+    assert len(parts) >= 3
+    assert json.loads(parts[0].read_text().splitlines()[-1])["n"] == int(parts[0].stem.partition("-")[2])
+    again = AuditTrail(path, 1500)
+    again.record("stop")
+    assert verify(path, again.head) == (11, "")
+    assert main(["audit", "verify", "--state", str(tmp_path)]) == 0
+    assert "11 records" in capsys.readouterr().out
+    path.rename(path.with_name(f"audit-{again.head.n:012d}.jsonl"))  # killed before it began another
+    again.record("start")
+    assert verify(path, again.head) == (12, "")
+    again.close()
+    whole = parts[1].read_bytes()
+    parts[1].write_bytes(whole.replace(b'"n":', b'"n": ', 1))
+    assert verify(path)[1]
+    parts[1].unlink()
+    assert verify(path)[1]
+    parts[1].write_bytes(whole)
+    assert verify(path) == (12, "")
+    parts[0].unlink()
+    assert verify(path) == (0, "record 1 does not follow the one before it: one was changed, removed or moved")
+
+
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     write_trail(path, 1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +192,12 @@ def test_recon_takes_the_precision_and_says_it(tmp_path: Path, capsys: pytest.Ca
     (folder / "model.int8.onnx").unlink()
     assert main([*words, "--out", str(tmp_path / "none")]) == 1
     assert "lacks model.int8.onnx" in capsys.readouterr().err
+
+
+def test_the_library_reports_to_nobody(tmp_path: Path) -> None:
+    code = "import os, edge.backends.ort; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    home = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    home.pop("ORT_DISABLE_TELEMETRY", None)
+    done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert list(tmp_path.rglob("*")) == []  # no identifier of this device

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,14 @@ def test_two_faults_lose_nothing(
     assert sum(results["faults"].values()) == 2
     assert results["scans_done"] >= 1
     assert results["alerts"] == results["scans_done"]
+
+
+def test_worlds_are_added_up() -> None:
+    one: dict[str, Any] = {"lost": {"a": 1}, "late": {"max": 0.5}, "left_out": ["x"], "only": 1}
+    other: dict[str, Any] = {"lost": {"a": 2, "b": 3}, "late": {"max": None}, "left_out": []}
+    assert chaos._together([one, other]) == {
+        "lost": {"a": 3, "b": 3}, "late": {"max": 0.5}, "left_out": ["x"], "only": 1,
+    }  # fmt: skip
 
 
 def test_a_shifted_clock_moves_no_other(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import compare, latency, load, record, roofline, throughput
+from benchmarks import compare, latency, load, record, roofline, soak, throughput
 from benchmarks.chart import Bars, Curves, linear_ticks, stacked, write_chart
 from benchmarks.figures import spread
 from benchmarks.sender import EncodedScan, Place, encode_scan, send_scan
@@ -168,6 +168,15 @@ def test_load_sees_images_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert row["problems"] == {}
     assert row["images_by_series"]["1"] == 2 * SMALL.n_slices
     assert "Simulated" not in json.dumps(made)  # no name of a patient
+
+
+def test_soak_counts_what_is_lost_and_how_memory_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = run(soak, tmp_path, monkeypatch, "--quick --no-triage")["results"]
+    assert not any(results["lost"].values())
+    assert results["together"]["scans"] >= 2
+    assert results["together"]["images"]["classical"] == 2 * results["together"]["scans"]
+    assert set(results["p95_ratio"]) >= {"classical"}
+    assert soak._course([(60.0 * n, 100.0 + 2 * n) for n in range(10)])["mib_per_minute"] == pytest.approx(2.0)
 
 
 def test_load_knows_a_wrong_address(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

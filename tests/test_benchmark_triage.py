@@ -12,7 +12,7 @@ from PIL import Image
 
 import benchmarks.triage
 from benchmarks.diagnostic import area_under_curve, proportion
-from benchmarks.foreign import foreign, spoiled
+from benchmarks.foreign import foreign, spoiled, spoiled_otherwise
 from benchmarks.queue_harm import Desk, check, waits
 from tests.fake_triage import fake_model, head
 from triage.assess import Tools
@@ -42,8 +42,8 @@ def test_the_queue_is_the_known_one() -> None:
 
 def test_foreign_images_are_many_and_finite() -> None:
     rng = np.random.default_rng(0)
-    found = [*foreign(rng), *spoiled(head(5), rng)]
-    assert len({name for name, _ in found}) == len(found) >= 25
+    found = [*foreign(rng), *spoiled(head(5), rng), *spoiled_otherwise(head(5), rng)]
+    assert len({name for name, _ in found}) == len(found) >= 35
     assert all(np.isfinite(volume.data).all() for _, volume in found)
 
 

@@ -96,7 +96,9 @@ def test_the_demo_ends_by_itself_and_leaves_everything_in_one_folder(tmp_path: P
     for name in ("preview.png", "scan.h5", "scan.truth.npz", "scan.truth.json", "results/report.json"):
         assert (out / name).is_file(), name
     assert len(list((out / "results" / "dicom" / "classical").glob("*.dcm"))) == 12
-    assert "not assessed" in done.stdout
+    findings = json.loads((out / "results" / "report.json").read_text("utf-8"))["findings"]
+    assert {each["finding"]: each["state"] for each in findings}["mass"] == "flagged"  # what the head has
+    assert "flagged" in done.stdout
     assert "Not for diagnostic use" in done.stdout
     truth = np.load(out / "scan.truth.npz")["image"]
     made = np.load(out / "results" / "volume.npy")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from edge import power
+from edge.atomic import write_atomically
 from edge.doctor import _power
+from edge.metrics import Metrics
 from edge.power import Energy, PowerError, look_for_meters, open_meters
 
 
@@ -250,6 +253,33 @@ def test_an_older_gpu_gives_watts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_nvml_without_gpu_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml(monkeypatch, n=0)
     assert "no NVML: it knows no GPU" in look_for_meters(tmp_path).reasons
+
+
+def test_an_odometer_counts_until_a_meter_fails_and_metrics_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(power, "COUNTER_S", 0.01)
+    zone = rapl(tmp_path, "intel-rapl:0", "package-0", 5_000_000, 100_000_000)
+    metrics = Metrics()
+
+    def told() -> float | None:
+        labels = {"source": "RAPL", "meter": "package-0"}
+        return metrics.registry.get_sample_value("scanside_energy_joules_total", labels)
+
+    odometer = power.Odometer(open_meters(tmp_path))
+    for uj, joules in ((7_000_000, 2.0), (12_500_000, 7.5)):
+        write_atomically(zone / "energy_uj", str(uj).encode())
+        until = time.monotonic() + 20
+        while odometer.joules()["RAPL", "package-0"] != pytest.approx(joules) and time.monotonic() < until:
+            time.sleep(0.01)
+        metrics.set_energy(odometer.joules())
+        assert told() == pytest.approx(joules)
+    (zone / "energy_uj").unlink()
+    while odometer.joules()["RAPL", "package-0"] is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    metrics.set_energy(odometer.joules())
+    assert told() is None
+    odometer.close()
 
 
 def test_the_doctor_says_what_is_here(tmp_path: Path) -> None:

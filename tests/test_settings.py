@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.settings import SecuritySettings, Settings, SettingsError, check, needs_keys, read_settings
+from edge.settings import SecuritySettings, Settings, SettingsError, check, needs_keys
+from edge.settings_file import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

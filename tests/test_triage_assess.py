@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recon.arrays import Array
 from recon.scan import Geometry, Volume
 from tests.fake_triage import Brightness, fake_model, head
 from triage.assess import Assessed, Site, Tools, assess_series, fuse
-from triage.calibration import choose_threshold, expected_calibration_error, fit_decision
+from triage.calibration import choose_threshold, cross_fitted, expected_calibration_error, fit_decision
 from triage.conformal import HeldOut, conformal_set, held_out, p_values
 from triage.findings import ABSENT, LABELS, PRESENT, Finding, Findings, Measurement, State, not_assessed
 
@@ -48,6 +50,32 @@ def test_a_perfect_score_stays_finite_and_one_class_is_refused() -> None:
     assert 0 < decision.probability(-2) < decision.threshold < decision.probability(1) < 1
     with pytest.raises(ValueError, match="with and without"):
         fit_decision(np.ones(3), np.ones(3, bool))
+
+
+def test_what_is_quoted_was_chosen_on_other_patients() -> None:
+    rng = np.random.default_rng(5)
+    groups = np.repeat(np.arange(60), 2)
+    positive = np.repeat(np.arange(60) % 2 == 0, 2)
+    score = rng.normal(0, 1, 120)  # says nothing
+
+    def choose(known: Array, classes: Array) -> Callable[[Array], Array]:
+        assert 25 < len(known) < 95
+        assert classes.any()
+        assert not classes.all()
+        best = max(np.unique(known), key=lambda t: (known[classes] >= t).mean() + (known[~classes] < t).mean())
+        return lambda new: (new >= best).astype(float)
+
+    flagged = cross_fitted(score, positive, groups, choose)
+    assert flagged[positive].mean() + (1 - flagged[~positive]).mean() == pytest.approx(1, abs=0.12)
+    assert np.isnan(cross_fitted(score, positive, positive, choose)).all()  # one patient a class
+    halves: list[set[int]] = []
+
+    def note(known: Array, classes: Array) -> Callable[[Array], Array]:
+        halves.append({int(each) // 2 for each in known})
+        return np.zeros_like
+
+    cross_fitted(np.arange(120.0), positive, groups, note)
+    assert all(first.isdisjoint(second) for first, second in zip(halves[::2], halves[1::2], strict=True))
 
 
 def test_the_threshold_balances_both_errors() -> None:

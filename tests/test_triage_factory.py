@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from export import triage_card, triage_checks, triage_images, triage_likeness, triage_train, triage_validation
+from export.triage_again import from_onnx
 from export.triage_augment import add_skull, decoy, is_stripped, look, paste
 from export.triage_images import Label, Plane, load, to_plane
 from export.triage_lesions import insert_bleed, insert_infarct, insert_mass, to_diffusion, to_gradient_echo
@@ -28,6 +29,7 @@ from export.triage_statistics import auc, balanced_threshold, fit, proportion
 from recon.arrays import Array
 from triage.card import CALIBRATION, read_calibration, read_triage_card
 from triage.preprocess import SIZE
+from triage.score import middle_of
 
 WIDTHS = (4, 4, 8, 8, 8)
 
@@ -136,7 +138,9 @@ def test_the_graph_is_plain(tmp_path: Path) -> None:
         "Constant",
     }  # fmt: skip
     images = np.random.default_rng(0).random((3, *SIZE)).astype(np.float32)
-    planes = np.stack((images, images[..., ::-1]), 1)
+    y, x = middle_of(SIZE)
+    shown = images[:, y, x]
+    planes = np.stack((shown, shown[..., ::-1]), 1)
     with torch.no_grad():
         wanted = network.eval()(torch.from_numpy(planes))[0]
     np.testing.assert_allclose(run_once(open_triage(path), planes)[0], wanted.numpy(), atol=1e-4)
@@ -229,3 +233,29 @@ def test_statistics() -> None:
     assert (negative < balanced_threshold(score, is_positive, 0.97)).mean() >= 0.97
     slope, offset = fit(score, is_positive)
     assert (slope, offset) == pytest.approx((2, -2), abs=0.5)  # the ratio of two normal densities
+
+
+def test_a_shipped_network_can_be_trained_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = TriageNetwork()
+    with torch.no_grad():
+        for module in first.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.2, 0.2)
+                module.running_var.uniform_(0.5, 2)
+                module.bias.uniform_(-0.2, 0.2)
+    write_triage(first, tmp_path / "model.onnx")
+    planes = torch.rand(4, 2, 64, 64)
+    again = from_onnx(tmp_path / "model.onnx", planes)
+    plain = from_onnx(tmp_path / "model.onnx")
+    first.eval()
+    with torch.no_grad():
+        wanted, shown = first(planes)[0], again(planes)[0]
+        torch.testing.assert_close(shown, wanted, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(plain(planes)[0], wanted, atol=1e-3, rtol=1e-3)
+        again.train()
+        torch.testing.assert_close(again(planes)[0], wanted, atol=0.05, rtol=0.05)  # the batch's own statistics
+    small = TriageNetwork(WIDTHS)
+    write_triage(small, tmp_path / "small.onnx")
+    with pytest.raises(ValueError, match="right"):
+        from_onnx(tmp_path / "small.onnx")

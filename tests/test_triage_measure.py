@@ -16,7 +16,7 @@ from recon.head import make_head
 from tests.fake_triage import head
 from triage.brain import brain_masks
 from triage.findings import Measurement
-from triage.gate import Gate, describe_exam, fit_kind, gate_json, read_gate
+from triage.gate import Gate, describe_plane, fit_kind, gate_json, most_of_brain, read_gate
 from triage.measure import INDEX, SHIFT, VOLUME, Ruler, Spread, measure_brain, outline, read_spreads, size_measurements
 from triage.midline import find_midline
 from triage.preprocess import Planes, prepare
@@ -124,8 +124,9 @@ def test_a_spread_is_unbiased_and_holds_its_share() -> None:
 def test_spreads_and_gate_are_read_back() -> None:
     content = {"spreads": {SHIFT: {"t1": {"scale": 1, "floor": 0.5, "slope": 0, "factor": 2}}}}
     assert read_spreads(content)[SHIFT]["t1"] == Spread(1, 0.5, 0, 2)
-    numbers = describe_exam(prepare(head().data, head().geometry).inputs[:, 0])
-    assert numbers is not None
+    shown = most_of_brain(prepare(head().data, head().geometry).inputs[:, 0])
+    assert shown is not None
+    numbers = np.mean([describe_plane(*each) for each in zip(*shown, strict=True)], axis=0)
     rng = np.random.default_rng(0)
     near = fit_kind(numbers + 0.05 * rng.standard_normal((60, len(numbers))))
     far = fit_kind(numbers + 3 + 0.05 * rng.standard_normal((60, len(numbers))))

@@ -171,8 +171,8 @@ def test_a_calibration_is_read_or_says_what_is_missing() -> None:
     n = 4
     arrays = {
         "flair.score": np.zeros(n), "flair.is_positive": np.zeros(n, bool), "flair.is_exam": np.zeros(n, bool),
-        "flair.is_simulated": np.zeros(n, bool), "flair.area_mm2": np.zeros(n), "flair.ood_mean": np.zeros(3),
-        "flair.ood_precision": np.eye(3),
+        "flair.is_simulated": np.zeros(n, bool), "flair.area_mm2": np.zeros(n), "flair.group": np.arange(n),
+        "flair.ood_mean": np.zeros(3), "flair.ood_precision": np.eye(3),
     }  # fmt: skip
     found: Calibration = read_calibration(arrays, "flair")
     assert not found.score.flags.writeable

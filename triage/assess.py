@@ -106,9 +106,10 @@ def assess_series(volume: Volume, contrast: str, tools: Tools, site: Site) -> As
     measured = {}
     if tools.ruler is not None:
         measured = measure_brain(planes, contrast, tools.ruler, volume.geometry.is_known)
+    numbers = describe(planes)[planes.is_usable]
     findings, maps = [], {}
     for label in site.labels:
-        finding, found, seen = _look_for(label, planes, volume, contrast, tools, site)
+        finding, found, seen = _look_for(label, planes, numbers, volume, contrast, tools, site)
         findings.append(finding)
         if finding.state is State.FLAGGED and seen is not None:
             maps[label] = seen
@@ -178,9 +179,12 @@ def _no_head(planes: Planes) -> str:
 
 
 def _look_for(
-    label: str, planes: Planes, volume: Volume, contrast: str, tools: Tools, site: Site
+    label: str, planes: Planes, numbers: Array, volume: Volume, contrast: str, tools: Tools, site: Site
 ) -> tuple[Finding, Outline | None, Array | None]:
-    """Return the finding, its outline on the planes and its map on the volume's own voxels."""
+    """Return the finding, its outline on the planes and its map on the volume's own voxels.
+
+    numbers: of the usable planes, by `triage.likeness.describe`.
+    """
     blank = Finding(label, State.NOT_ASSESSED, contrast=contrast)
     models = [model for model in tools.models if model.card.finding == label]
     if not models:
@@ -196,7 +200,7 @@ def _look_for(
         logits, features = _run(suited.network, planes)
     except BackendError as error:
         return replace(blank, reason=f"the network failed: {error.code}"), None, None
-    return _decide(blank, suited, planes, volume, logits, features, site)
+    return _decide(blank, suited, planes, volume, logits, np.concatenate([features, numbers], axis=1), site)
 
 
 def _run(network: MapNetwork, planes: Planes) -> tuple[Array, Array]:
@@ -213,7 +217,7 @@ def _run(network: MapNetwork, planes: Planes) -> tuple[Array, Array]:
 
 
 def _decide(
-    blank: Finding, model: TriageModel, planes: Planes, volume: Volume, logits: Array, features: Array, site: Site
+    blank: Finding, model: TriageModel, planes: Planes, volume: Volume, logits: Array, described: Array, site: Site
 ) -> tuple[Finding, Outline | None, Array | None]:
     contrast = blank.contrast
     card, calibration = model.card.contrasts[contrast], model.calibrations[contrast]
@@ -233,7 +237,6 @@ def _decide(
         model_sha256=model.card.sha256,
         operating_point=f"{'exam' if is_exam else 'slice'} p >= {decision.threshold:.4g}",
     )
-    described = np.concatenate([features, describe(planes)[planes.is_usable]], axis=1)
     away = float(np.median(distance(described, calibration.ood_mean, calibration.ood_precision)))
     reason = ""
     if away > card.ood_limit:

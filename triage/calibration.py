@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from recon.arrays import Array
@@ -49,6 +51,37 @@ def choose_threshold(probability: Array, is_positive: Array) -> float:
     specificity = np.searchsorted(np.sort(p[~positive]), levels) / (~positive).sum()
     best = int(np.minimum(sensitivity, specificity).argmax())
     return float((below[best] + levels[best]) / 2)
+
+
+N_HALVINGS = 50
+Choice = Callable[[Array, Array], Callable[[Array], Array]]
+
+
+def cross_fitted(scores: Array, is_positive: Array, groups: Array, choose: Choice) -> Array:
+    """Return what is said of each case by what was chosen on other patients: float64 (case,), the mean over halvings.
+
+    scores: float (case,). is_positive: bool (case,). groups: (case,), the patient. choose: from scores and classes of
+    one half of the patients to what is said of scores, say whether they are flagged. Each halving is used both ways.
+    Patients with the finding, without it and with both kinds of cases are halved apart. NaN throughout where a class
+    has fewer than two patients: nothing can then be chosen on others.
+    """
+    names, of_group = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    positive = np.asarray(is_positive, bool)
+    kind = np.array([2 * positive[of_group == g].any() + (~positive[of_group == g]).any() for g in range(len(names))])
+    rng = np.random.default_rng(0)
+    total, n = np.zeros(len(scores)), 0
+    for _ in range(N_HALVINGS):
+        order = rng.permutation(len(names))
+        order = order[np.argsort(kind[order], kind="stable")]
+        is_first = np.empty(len(names), bool)
+        is_first[order] = np.arange(len(order)) % 2 == rng.integers(2)
+        first = is_first[of_group]
+        if any(len(np.unique(positive[half])) < 2 for half in (first, ~first)):
+            continue
+        for known in (first, ~first):
+            total[~known] += choose(scores[known], positive[known])(scores[~known])
+        n += 1
+    return total / n if n else np.full(len(scores), np.nan)
 
 
 def expected_calibration_error(probability: Array, is_positive: Array, n_bins: int = 10) -> float:

@@ -75,6 +75,7 @@ class Calibration:
     score: float64 (case,). is_positive: bool (case,). is_exam: bool (case,), True for whole exams (largest score of
     their planes), False for single slices. is_simulated: bool (case,), True where the finding (or, for cases without
     one, the head) was simulated. area_mm2: float (case,), the finding's largest area in a slice, 0 without one.
+    group: int (case,), the same for all cases of one patient.
     ood_mean (feature,), ood_precision (feature, feature): of the training inputs' features, see `triage/likeness.py`.
     """
 
@@ -83,12 +84,13 @@ class Calibration:
     is_exam: Array
     is_simulated: Array
     area_mm2: Array
+    group: Array
     ood_mean: Array
     ood_precision: Array
 
     def __post_init__(self) -> None:
         n = len(self.score)
-        for name in ("is_positive", "is_exam", "is_simulated", "area_mm2"):
+        for name in ("is_positive", "is_exam", "is_simulated", "area_mm2", "group"):
             if getattr(self, name).shape != (n,):
                 raise ShapeError(name, getattr(self, name).shape, (n,))
         n_features = len(self.ood_mean)

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from recon.arrays import Array, closed
 from recon.errors import ModelError, ShapeError
+from triage.artefacts import Artefacts, artefacts_json, read_artefacts
 from triage.brain import brain_masks
 from triage.preprocess import Planes
 
@@ -27,6 +28,7 @@ NAMES = (
 )  # fmt: skip
 MIN_SHARE = 0.5  # of the largest plane's brain: the planes that are looked at
 MIN_AREA_MM2 = 2500.0
+MOST = 12  # planes
 MANY = 5  # planes whose mean scatters little
 SHARE_OF_MANY = 0.6  # of a plane's limit: real exams keep within 0.5 of it
 SIMILAR = ({"t1", "t1ce"},)  # labels that cannot be told apart by these numbers
@@ -60,11 +62,15 @@ class Kind:
 @dataclass(frozen=True)
 class Gate:
     """Kinds by contrast (with and without skull, real and simulated), and how much likelier another contrast must be
-    before the label is doubted, in log odds: of an exam of MANY planes and more, and of fewer."""
+    before the label is doubted, in log odds: of an exam of MANY planes and more, and of fewer.
+
+    artefacts: what no head shows; None looks for none.
+    """
 
     kinds: Mapping[str, tuple[Kind, ...]]
     margin: float
     margin_of_few: float
+    artefacts: Artefacts | None = None
 
     def refusal(self, planes: Planes, contrast: str) -> str:
         """Return why the series must not be assessed as `contrast`; "" where it may."""
@@ -73,9 +79,10 @@ class Gate:
         kinds = self.kinds.get(contrast, ())
         if not kinds:
             return f"images of contrast {contrast} cannot be checked"
-        numbers = describe_exam(planes.inputs[:, 0])
-        if numbers is None:
+        shown = most_of_brain(planes.inputs[:, 0])
+        if shown is None:
             return "no brain was found in the images"
+        numbers = np.mean([describe_plane(*each) for each in zip(*shown, strict=True)], axis=0)
         nearest = min(kinds, key=lambda kind: kind.distance(numbers) / kind.limit)
         away = nearest.distance(numbers)
         is_exam = int(planes.is_usable.sum()) >= MANY
@@ -89,14 +96,14 @@ class Gate:
             is_similar = any({name, contrast} <= group for group in SIMILAR)
             if name != contrast and not is_similar and own - self._unlikeliness(name, numbers) > 2 * margin:
                 return f"labelled {contrast}, and looks like {name}"
-        return ""
+        return "" if self.artefacts is None else self.artefacts.refusal(*shown, contrast, is_exam)
 
     def _unlikeliness(self, contrast: str, numbers: Array) -> float:
         return min(kind.unlikeliness(numbers) for kind in self.kinds[contrast])
 
 
-def describe_exam(images: Array) -> Array | None:
-    """Return float64 (number,), the means of what `describe_plane` says of the planes with most brain; None without.
+def most_of_brain(images: Array) -> tuple[Array, Array] | None:
+    """Return the planes with most brain, MOST at most, and their brain, bool; None where there is hardly any.
 
     images: float32 (plane, y, x) of 1 mm, as `triage.preprocess` makes them.
     """
@@ -105,9 +112,9 @@ def describe_exam(images: Array) -> Array | None:
     if area.max(initial=0) < MIN_AREA_MM2:
         return None
     chosen = np.flatnonzero(area >= max(MIN_SHARE * area.max(), MIN_AREA_MM2))
-    if len(chosen) > 12:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, 12).astype(int)]
-    return np.mean([describe_plane(images[k], brain[k]) for k in chosen], axis=0)
+    if len(chosen) > MOST:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, MOST).astype(int)]
+    return images[chosen], brain[chosen]
 
 
 def describe_plane(image: Array, brain: Array) -> Array:
@@ -179,14 +186,17 @@ def read_gate(content: Mapping[str, Any]) -> Gate:
             )
             for name, each in content["kinds"].items()
         }
-        return Gate(kinds, float(content["margin"]), float(content["margin_of_few"]))
+        artefacts = read_artefacts(content["artefacts"]) if "artefacts" in content else None
+        return Gate(kinds, float(content["margin"]), float(content["margin_of_few"]), artefacts)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"gate.json cannot be read: {type(error).__name__}") from error
 
 
 def gate_json(gate: Gate) -> dict[str, Any]:
     """Return what `read_gate` reads."""
+    found = {} if gate.artefacts is None else {"artefacts": artefacts_json(gate.artefacts)}
     return {
+        **found,
         "names": list(NAMES),
         "margin": gate.margin,
         "margin_of_few": gate.margin_of_few,

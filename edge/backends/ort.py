@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import edge.backends.offline  # noqa: F401  before the library
+
+# isort: split
 import numpy as np
 import onnxruntime
 

@@ -16,6 +16,7 @@ from edge.event_log import EventLog
 from edge.ledger import Ledger
 from edge.settings import SuperResolutionSettings
 from edge.super_resolution import NOTICE
+from edge.superres_job import end_job
 from edge.window import display_window
 
 log = logging.getLogger(__name__)
@@ -92,5 +93,6 @@ class Refinery:
             self._enter_objects(scan_id, report["objects"])
             said = [{name: each.get(name) for name in ("volume", "state", "why", "factors")} for each in volumes]
             self._events.publish("scan.super-resolved", scan_id, {"volumes": said, "notice": NOTICE})
+        end_job(self._jobs, scan_id)  # only now: a daemon killed before has it made again, and then entered
         states = ",".join(str(each["state"]) for each in volumes)
         log.info("super-resolution done id=%s volumes=%s", scan_id, states or "none")

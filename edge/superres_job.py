@@ -80,9 +80,15 @@ class Job:
             raise DeliveryError("the scan's report cannot be read") from error
         return found
 
-    def end(self) -> None:
-        """Forget the job; a second call does nothing."""
-        self.path.unlink(missing_ok=True)
+    def settle(self) -> None:
+        """Note that the work was done: what dies from here on did not die of it. Raises DeliveryError."""
+        self.content["attempts"] = 0
+        _write(self.path, self.content)
+
+
+def end_job(folder: Path, scan_id: str) -> None:
+    """Forget the scan's job in `folder`; a second call does nothing."""
+    (folder / f"{scan_id}.json").unlink(missing_ok=True)
 
 
 def leave_job(folder: Path, results: Results, spool: Path, verdict: str) -> None:

@@ -1,7 +1,8 @@
 """The process that super-resolves finished scans: last of all, and slowly where anything else wants the machine.
 
 It looks for jobs when it is told to, works through them one plane at a time, and says on standard output what it made.
-It yields to every other process: no image and no alert waits for it. It holds nothing that its job's file does not.
+It yields to every other process: no image and no alert waits for it. It holds nothing that its job's file does not: the
+daemon takes that away once results and events are in its ledger, and until then the work would be done again.
 """
 
 from __future__ import annotations
@@ -48,13 +49,17 @@ class Process:
             self._refiner = error
         self._is_over = False
         self._beat_at = 0.0
+        self._served: set[str] = set()  # whose jobs wait for the daemon to take their results over
 
     def run(self) -> None:
         """Work through what waits, then wait to be told of more."""
         self._say("ready")
         while not self._is_over:
-            for job in jobs(self._jobs):
-                self._serve(job)
+            waiting = list(jobs(self._jobs))
+            self._served &= {job.scan_id for job in waiting}
+            for job in waiting:
+                if job.scan_id not in self._served:
+                    self._serve(job)
                 if self._is_over:
                     return
             self._listen(_BEAT_S)
@@ -70,12 +75,13 @@ class Process:
                 made = self._made(job)
                 objects = _objects(job, made)
             self._write_report(job, made)
+            job.settle()
         except ScanError as error:
             log.warning("super-resolution failed id=%s code=%s", job.scan_id, error.code)
             made, objects = [{"state": "refused", "why": str(error)}], []
         if not self._is_over:
+            self._served.add(job.scan_id)
             self._say("refined", scan_id=job.scan_id, volumes=made, objects=objects)
-            job.end()
 
     def _made(self, job: Job) -> list[dict[str, Any]]:
         return super_resolve_scan(

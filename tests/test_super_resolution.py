@@ -26,7 +26,7 @@ from edge.results import Results
 from edge.simulate import simulate_file
 from edge.spool import Spool
 from edge.super_resolution import Choice, super_resolve_scan
-from edge.superres_job import MOST_ATTEMPTS, jobs, leave_job
+from edge.superres_job import MOST_ATTEMPTS, end_job, jobs, leave_job
 from edge.superres_model import SUPER_RESOLUTION, open_refiner
 from recon.errors import AcquisitionError, ModelError
 from recon.fine_grid import band_axis, kept_axis, profile_axis
@@ -215,7 +215,10 @@ def test_a_job_outlives_its_process_and_gives_the_same_files(head_scan: Path, tm
         assert job.begin()
     (job,) = jobs(tmp_path / "jobs")
     assert not job.begin()
-    job.end()
+    job.settle()
+    (job,) = jobs(tmp_path / "jobs")
+    assert job.begin()
+    end_job(tmp_path / "jobs", job.scan_id)
     assert not list(jobs(tmp_path / "jobs"))
 
 

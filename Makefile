@@ -12,8 +12,9 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/.runtime
 	$(RUN) -m edge.command demo
 
+# Two at a time, each with one thread a matrix product: those of two would wait for each other.
 test: $(VENV)/.dev
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

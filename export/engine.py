@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from recon.errors import BackendError, ModelError
 
 PLAN = "engine.plan"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
+Shapes = Mapping[str, tuple[int, ...]]  # by the name of the input
 WORKSPACE_MIB = 1024  # a Jetson shares its memory with the rest of the system
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.monotonic()
         plan = build(
             args.model.read_bytes(),
-            read_profile(args.profile),
+            *shapes_of(read_profile(args.profile)),
             import_module(args.library),
             timing_cache=args.timing_cache,
             workspace_mib=args.workspace_mib,
@@ -63,14 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build(
     model: bytes,
-    profile: Profile,
+    one: Shapes,
+    most: Shapes,
     library: Any,
     *,
     timing_cache: Path | None = None,
     workspace_mib: int = WORKSPACE_MIB,
     target: str | None = None,
 ) -> bytes:
-    """Return the serialised engine of an ONNX `model` for the sizes of `profile`, 1 slice to `most_slices`.
+    """Return the serialised engine of an ONNX `model` for inputs from the shapes of `one` slice to those of `most`.
 
     library: the module `tensorrt` or `tensorrt_rtx`. Raises BackendError with the parser's or builder's reason.
     """
@@ -86,7 +88,7 @@ def build(
         raise BackendError(f"the ONNX file cannot be parsed: {words or reasons.last}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    _add_profile(builder, config, network, profile)
+    _add_profile(builder, config, network, one, most)
     if target is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.ComputeCapability, target), 0)
@@ -103,16 +105,20 @@ def build(
     return bytes(plan)
 
 
-def _add_profile(builder: Any, config: Any, network: Any, profile: Profile) -> None:
-    one, most = profile.shapes(1), profile.shapes(profile.most_slices)
+def shapes_of(profile: Profile) -> tuple[Shapes, Shapes]:
+    """Return the shapes of a reconstruction network's inputs for one slice and for as many as go through at a time."""
+    return profile.shapes(1), profile.shapes(profile.most_slices)
+
+
+def _add_profile(builder: Any, config: Any, network: Any, one: Shapes, most: Shapes) -> None:
     found = {network.get_input(i).name for i in range(network.num_inputs)}
     if found != set(one):
-        raise BackendError(f"the graph has inputs {sorted(found)}; a reconstruction network has {sorted(one)}")
+        raise BackendError(f"the graph has inputs {sorted(found)}; there are shapes for {sorted(one)}")
     shapes = builder.create_optimization_profile()
     for name in one:
         shapes.set_shape(name, one[name], one[name], most[name])
     if config.add_optimization_profile(shapes) < 0:
-        raise BackendError(f"the profile {profile.name} does not fit the graph")
+        raise BackendError(f"the shapes do not fit the graph: {dict(most)}")
 
 
 def _load_timings(config: Any, path: Path | None) -> Any:

@@ -28,7 +28,8 @@ LEAST_SLICES = 5
 N_SIMULATED = 4
 LIMITS = (
     "Trained in five stretches, between which the loss, the noise and the share of contrasts were adjusted and the "
-    "learning rate began again: a fresh run with the settings as they are now will differ a little.",
+    "learning rate began again: a fresh run with the settings as they are now will differ a little. What held-out "
+    "subjects gained was watched while this was done, so their figures are a little optimistic.",
     "Resolution recovery, learned from 3 T and 1.5 T images: nothing in it comes from a 7 T scanner.",
     "Detail beyond the measured k-space is a guess, the likeliest by the training images; a structure finer than the "
     "measured voxel may be missing or misshapen. Not for diagnosis, measurement or triage.",

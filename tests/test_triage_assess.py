@@ -17,6 +17,8 @@ from triage.assess import Assessed, Site, Tools, assess_series, fuse
 from triage.calibration import choose_threshold, cross_fitted, expected_calibration_error, fit_decision
 from triage.conformal import HeldOut, conformal_set, held_out, p_values
 from triage.findings import ABSENT, LABELS, PRESENT, Finding, Findings, Measurement, State, not_assessed
+from triage.gate import Gate
+from triage.preprocess import Planes
 
 SITE = Site(("infarct",))
 TOOLS = Tools((fake_model(),))
@@ -196,6 +198,18 @@ def test_noise_air_and_broken_voxels_are_not_assessed() -> None:
             "infarct": State.NOT_ASSESSED
         }
     assert states(assess_series(replace(volume, data=noise), "flair", TOOLS, SITE))["infarct"] is not State.NOT_FLAGGED
+
+
+def test_a_doubtful_label_rules_nothing_out_and_may_still_be_flagged() -> None:
+    class Doubtful(Gate):
+        def look(self, planes: Planes, contrast: str) -> tuple[str, str]:
+            return "", "labelled flair, and looks as much like t2"
+
+    tools = Tools((fake_model(),), Doubtful({}, 0.0, 0.0))
+    clear, lesion = (assess_series(head(lesion=level), "flair", tools, SITE) for level in (0.0, 3.0))
+    assert states(clear) == {"infarct": State.NOT_ASSESSED}
+    assert reason(clear) == "labelled flair, and looks as much like t2"
+    assert states(lesion) == {"infarct": State.FLAGGED}
 
 
 def test_too_little_of_a_head_is_never_not_flagged() -> None:

@@ -132,7 +132,9 @@ def test_spreads_and_gate_are_read_back() -> None:
     far = fit_kind(numbers + 3 + 0.05 * rng.standard_normal((60, len(numbers))))
     gate = read_gate(gate_json(Gate({"flair": (near,), "t2": (far,)}, 1.0, 3.0)))
     planes = prepare(head().data, head().geometry)
-    assert gate.refusal(planes, "flair") == ""
+    assert gate.look(planes, "flair") == ("", "")
+    beside = Gate({"flair": (near,), "t2": (near,)}, 1.0, 3.0)
+    assert beside.look(planes, "flair") == ("", "labelled flair, and looks as much like t2")
     assert "unlike t2" in gate.refusal(planes, "t2")
     assert "cannot be checked" in gate.refusal(planes, "dwi")
 

@@ -100,7 +100,7 @@ def assess_series(volume: Volume, contrast: str, tools: Tools, site: Site) -> As
     if not np.isfinite(volume.data).all():
         return _refused(contrast, "some voxels are not finite numbers", site)
     planes = prepare(volume.data, volume.geometry)
-    why = tools.gate.refusal(planes, contrast) if tools.gate is not None else _no_head(planes)
+    why, doubt = tools.gate.look(planes, contrast) if tools.gate is not None else (_no_head(planes), "")
     if why:
         return _refused(contrast, why, site)
     measured = {}
@@ -110,6 +110,8 @@ def assess_series(volume: Volume, contrast: str, tools: Tools, site: Site) -> As
     findings, maps = [], {}
     for label in site.labels:
         finding, found, seen = _look_for(label, planes, numbers, volume, contrast, tools, site)
+        if doubt and finding.state is State.NOT_FLAGGED:
+            finding = replace(finding, state=State.NOT_ASSESSED, reason=doubt)
         findings.append(finding)
         if finding.state is State.FLAGGED and seen is not None:
             maps[label] = seen

@@ -74,14 +74,22 @@ class Gate:
 
     def refusal(self, planes: Planes, contrast: str) -> str:
         """Return why the series must not be assessed as `contrast`; "" where it may."""
+        return self.look(planes, contrast)[0]
+
+    def look(self, planes: Planes, contrast: str) -> tuple[str, str]:
+        """Return why the series must not be assessed as `contrast`, and why nothing may be ruled out by it; "" for no.
+
+        Between a label that is let through and one that is beyond doubt lie series of many planes whose contrast is
+        not likelier than every other by the margin.
+        """
         if not planes.is_usable.any():
-            return "no head was found in the images"
+            return "no head was found in the images", ""
         kinds = self.kinds.get(contrast, ())
         if not kinds:
-            return f"images of contrast {contrast} cannot be checked"
+            return f"images of contrast {contrast} cannot be checked", ""
         shown = most_of_brain(planes.inputs[:, 0])
         if shown is None:
-            return "no brain was found in the images"
+            return "no brain was found in the images", ""
         numbers = np.mean([describe_plane(*each) for each in zip(*shown, strict=True)], axis=0)
         nearest = min(kinds, key=lambda kind: kind.distance(numbers) / kind.limit)
         away = nearest.distance(numbers)
@@ -89,14 +97,18 @@ class Gate:
         limit = nearest.limit * (SHARE_OF_MANY if is_exam else 1.0)
         if away > limit:
             worst = _most_unusual(numbers, nearest)
-            return f"unlike {contrast} images of heads (distance {away:.1f}, {limit:.1f} is the most; {worst})"
+            return f"unlike {contrast} images of heads (distance {away:.1f}, {limit:.1f} is the most; {worst})", ""
         margin = self.margin if is_exam else self.margin_of_few
-        own = self._unlikeliness(contrast, numbers)
+        own, doubt = self._unlikeliness(contrast, numbers), ""
         for name in self.kinds:
-            is_similar = any({name, contrast} <= group for group in SIMILAR)
-            if name != contrast and not is_similar and own - self._unlikeliness(name, numbers) > 2 * margin:
-                return f"labelled {contrast}, and looks like {name}"
-        return "" if self.artefacts is None else self.artefacts.refusal(*shown, contrast, is_exam)
+            if name == contrast or any({name, contrast} <= group for group in SIMILAR):
+                continue
+            lead = self._unlikeliness(name, numbers) - own
+            if lead < -2 * margin:
+                return f"labelled {contrast}, and looks like {name}", ""
+            if is_exam and lead < 2 * margin:
+                doubt = f"labelled {contrast}, and looks as much like {name}"
+        return "" if self.artefacts is None else self.artefacts.refusal(*shown, contrast, is_exam), doubt
 
     def _unlikeliness(self, contrast: str, numbers: Array) -> float:
         return min(kind.unlikeliness(numbers) for kind in self.kinds[contrast])

@@ -425,7 +425,8 @@ def count(
     }
     kept = world.archive.instances() if world.archive else set()
     seqs = [event["seq"] for event in happened]
-    late = sorted(_lateness(desk, ear, supervisor, world))
+    lateness = _lateness(desk, ear, supervisor, world)
+    late = [seconds for seconds, _ in lateness]
     note = read_note(state / "ledger.sqlite", "audit")
     lost = {
         "complete scans not finished": sum(scans.get(scan_id, ("", ""))[0] != "done" for scan_id in whole),
@@ -459,6 +460,7 @@ def count(
         "alert_messages_heard": desk.n_heard,
         "escalations": len(late),
         "escalation_late_s": {"p50": _at(late, 0.5), "p99": _at(late, 0.99), "max": _at(late, 1.0)},
+        "late_escalations": [what for seconds, what in lateness if seconds > 1.0],
         "events": len(seqs),
         "events_lost_on_the_wire_and_given_back": ear.n_lost - unhealed,
         "daemon_starts": supervisor.n_starts,
@@ -467,18 +469,25 @@ def count(
     }
 
 
-def _lateness(desk: Desk, ear: Ear, supervisor: Supervisor, world: World) -> list[float]:
-    """Return how late each escalation was heard: after its deadline, or after the daemon could run again."""
+def _lateness(desk: Desk, ear: Ear, supervisor: Supervisor, world: World) -> list[tuple[float, str]]:
+    """Return how late each escalation was heard, and what happened meanwhile, the least late first.
+
+    Late is after its deadline, or after the daemon could run again: while nobody ran nothing could be escalated. A
+    daemon that is taken away again within the second that it has for it has not had it, and its next return counts.
+    """
     found = []
-    away = [*supervisor.down, *world.stops]
+    away = sorted([*supervisor.down, *world.stops])
     for _, header, heard_s in ear.heard_s.values():
-        due_s = heard_s - header["late_s"]
-        # While nobody ran nothing could be escalated: the clock starts when the daemon serves again.
-        able_s = max(
-            [due_s, *(end for begin, end in away if begin <= due_s + 0.5 and end > due_s and end <= heard_s + 0.5)]
-        )
-        found.append(round(max(heard_s - able_s, 0.0), 3))
-    return found
+        due_s = able_s = heard_s - header["late_s"]
+        for begin, end in away:
+            if begin <= max(able_s, due_s + 0.5) + (1.0 if able_s > due_s else 0.0) and able_s < end <= heard_s + 0.5:
+                able_s = end
+        spans = [
+            f"{begin - due_s:.1f}..{end - due_s:.1f}" for begin, end in away if end > due_s - 5 and begin < heard_s + 5
+        ]
+        late_s = round(max(heard_s - able_s, 0.0), 3)
+        found.append((late_s, f"due at 0, heard at {heard_s - due_s:.1f} s, away {', '.join(spans) or 'never'}"))
+    return sorted(found)
 
 
 def _drain(state: Path, supervisor: Supervisor) -> bool:

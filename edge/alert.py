@@ -21,6 +21,7 @@ NOTICE = "For notification only. Not for diagnostic use. Read the full study."
 # DICOM CID 7035, Actionable Finding Classification: RADLEX codes of the ACR's categories (minutes, hours, days).
 ACR_CODES = {1: "RID49480", 2: "RID49481", 3: "RID49482"}
 _ACR_BY_FINDING = {"infarct": 1, "haemorrhage": 1, "mass": 2}  # where the finding does not carry its category
+_SAME_PLACE = 0.25  # of the smaller box lies in the other
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Times:
 
 @dataclass(frozen=True)
 class Alert:
-    """One flagged finding of one scan, as it is published.
+    """One flagged place of one scan, as it is published, under the name of the likeliest finding there.
 
+    also: what else is flagged at the same place: `finding`, `probability`, `evidence`. acr_category: the most urgent.
     exam: keys of exam and patient. quality: verdict and reason codes. conformal: "present", "absent", both or none.
     box_mm: lower and upper corner, patient LPS. key_image: which slice of which volume shows it, and where its preview
     lies under the state folder. None: triage did not say.
@@ -59,6 +61,7 @@ class Alert:
     model_sha256: str | None
     quality: Mapping[str, Any]
     key_image: Mapping[str, Any]
+    also: Sequence[Mapping[str, Any]] = ()
     times: Times = field(default_factory=Times)
     notice: str = NOTICE
 
@@ -83,7 +86,9 @@ def alert_id(scan_id: str, finding: str, model_sha256: str | None) -> str:
 
 
 def alerts_of(scan_id: str, report: Mapping[str, Any], exam: Mapping[str, str], times: Times) -> list[Alert]:
-    """Return an alert for each flagged finding of a scan.
+    """Return an alert for each place of a scan at which something is flagged.
+
+    To a network for masses a bleed looks like one: a place is told once, under the likeliest name, with the others.
 
     report: its `quality` and `findings` as in report.json. Raises DeliveryError where a finding cannot be one.
     """
@@ -91,18 +96,40 @@ def alerts_of(scan_id: str, report: Mapping[str, Any], exam: Mapping[str, str], 
     codes = [reason["code"] for reason in quality.get("reasons", ()) if "code" in reason]
     verdict = {"verdict": quality.get("verdict"), "reasons": codes}
     flagged = [finding for finding in report.get("findings", ()) if finding.get("state") == State.FLAGGED.value]
-    return [_alert(scan_id, finding, verdict, exam, times) for finding in flagged]
+    return [_alert(scan_id, place, verdict, exam, times) for place in _places(flagged)]
+
+
+def _places(flagged: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Return findings that lie at one place together, the likeliest of each first."""
+    places: list[list[Mapping[str, Any]]] = []
+    for finding in sorted(flagged, key=lambda each: -(_number(each.get("probability")) or 0.0)):
+        there = next((place for place in places if _overlap(place[0].get("box_mm"), finding.get("box_mm"))), None)
+        if there is None:
+            places.append([finding])
+        else:
+            there.append(finding)
+    return places
+
+
+def _overlap(one: Any, other: Any) -> bool:
+    """Whether two boxes, lower and upper corner each, share `_SAME_PLACE` of the smaller; False where one is None."""
+    if one is None or other is None:
+        return False
+    shared = [min(b, d) - max(a, c) for a, b, c, d in zip(*one, *other, strict=True)]
+    least = min(math.prod(b - a for a, b in zip(*box, strict=True)) for box in (one, other))
+    return bool(min(shared) > 0 and math.prod(shared) >= _SAME_PLACE * least)
 
 
 def _alert(
-    scan_id: str, finding: Mapping[str, Any], quality: Mapping[str, Any], exam: Mapping[str, str], times: Times
+    scan_id: str, place: Sequence[Mapping[str, Any]], quality: Mapping[str, Any], exam: Mapping[str, str], times: Times
 ) -> Alert:
+    finding, *others = place
     label, sha256 = str(finding["finding"]), finding.get("model_sha256")
     return Alert(
         alert_id=alert_id(scan_id, label, sha256),
         scan_id=scan_id,
         finding=label,
-        acr_category=finding.get("acr_category") or _ACR_BY_FINDING.get(label, 2),
+        acr_category=min(_category(each) for each in place),
         exam=dict(exam),
         probability=_number(finding.get("probability")),
         conformal=tuple(finding.get("conformal") or ()),
@@ -120,8 +147,20 @@ def _alert(
             "slice": finding.get("key_slice"),
             "preview": f"results/{scan_id}/preview.png",
         },
+        also=tuple(
+            {
+                "finding": str(each["finding"]),
+                "probability": _number(each.get("probability")),
+                "evidence": each.get("evidence"),
+            }
+            for each in others
+        ),
         times=times,
     )
+
+
+def _category(finding: Mapping[str, Any]) -> int:
+    return finding.get("acr_category") or _ACR_BY_FINDING.get(str(finding["finding"]), 2)
 
 
 def _number(value: Any) -> float | None:

@@ -137,6 +137,7 @@ def _words(alert: Mapping[str, Any]) -> str:
         f"probability {probability:.2f}" if probability is not None else "",
         f"scan quality {alert['quality']['verdict'] or 'without a verdict'}",
         f"evidence grade {alert['evidence']}" if alert["evidence"] else "",
+        *(f"also flagged at the same place: {each['finding']}" for each in alert.get("also", ())),
     ]
     return f"{', '.join(each for each in said if each)}. {alert['notice']}"
 

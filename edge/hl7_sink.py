@@ -64,6 +64,7 @@ def encode_oru(key: str, alert: Mapping[str, Any]) -> str:
     raised = _moment(alert["times"]["raised"])
     exam = alert["exam"]
     finding = f"{_text(alert['finding'])}^{_text(alert['finding'])}^L"
+    also = [each["finding"] for each in alert.get("also", ())]
     interpretation = "AA" if alert["acr_category"] == 1 else "A"
     results = [
         ("CWE", f"{finding}", finding, "", interpretation),
@@ -73,6 +74,7 @@ def encode_oru(key: str, alert: Mapping[str, Any]) -> str:
         ("ST", "QUALITY^Scan quality verdict^L", _text(alert["quality"]["verdict"] or "no verdict"), "", ""),
         ("ST", "MODEL^Model^L", _text(alert["model"]), "", ""),
         ("ST", "WEIGHTS^SHA-256 of the weights^L", _text(alert["model_sha256"]), "", ""),
+        ("ST", "ALSO^Also flagged at the same place^L", _text(" ".join(also)), "", ""),
         ("ST", "ALERT^Alert^L", _text(alert["alert_id"]), "", ""),
     ]
     whose = f"{_text(exam.get('patient_key') or exam.get('exam_key', ''))}^^^SCANSIDE^PI"

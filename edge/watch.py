@@ -130,7 +130,7 @@ class Board:
             state = f"ESCALATED ×{alert['level']} to {state}"
         return {
             "alert": alert["alert_id"],
-            "finding": alert["finding"],
+            "finding": " or ".join([alert["finding"], *(each["finding"] for each in alert.get("also", ()))]),
             "ACR": str(alert["acr_category"]),
             "p": "–" if alert["probability"] is None else f"{alert['probability']:.2f}",
             "quality": alert["quality"]["verdict"] or "no verdict",

@@ -448,3 +448,23 @@ def test_the_first_answer_stands(tmp_path: Path) -> None:
     assert (kept.acknowledged_by, kept.acknowledged_via) == ("Ada", "desk")
     assert outbox.unanswered() == []
     ledger.close()
+
+
+def test_a_place_is_told_once_under_its_likeliest_name() -> None:
+    box = [[0.0, 0.0, 0.0], [30.0, 30.0, 20.0]]
+    inside = [[10.0, 10.0, 5.0], [40.0, 30.0, 20.0]]
+    elsewhere = [[-60.0, 0.0, 0.0], [-40.0, 20.0, 20.0]]
+    findings = [
+        {**FINDING, "finding": "infarct", "probability": 0.9, "box_mm": inside},
+        {**FINDING, "finding": "mass", "probability": 0.99, "box_mm": box},
+        {**FINDING, "finding": "haemorrhage", "probability": 0.7, "box_mm": elsewhere},
+        {**FINDING, "finding": "other", "probability": 0.6, "box_mm": None},
+    ]
+    alerts = alerts_of(SCAN, {"quality": QUALITY, "findings": findings}, {}, Times())
+    assert [(each.finding, [also["finding"] for also in each.also]) for each in alerts] == [
+        ("mass", ["infarct"]),
+        ("haemorrhage", []),
+        ("other", []),
+    ]
+    assert alerts[0].acr_category == 1  # as urgent as the infarct that it may be
+    assert alerts[0].to_json()["also"] == ({"finding": "infarct", "probability": 0.9, "evidence": "simulated"},)

@@ -131,7 +131,7 @@ def in_plane(
         row["in_band"] = in_band_difference(case.measured, made)
         row["share_of_energy"] = made.share
         rows.append(row)
-        if pictures is not None:
+        if pictures is not None and case.kind != "raw":  # its header does not say how the head lies
             draw(pictures, case, volumes)
     return rows
 
@@ -289,18 +289,27 @@ def milliseconds(refiner: Refiner, n: int) -> dict[str, Any]:
     }
 
 
+def upside(stack: Array) -> Array:
+    """Return slices (slice, x, y) of right, anterior, superior voxels as they are looked at, (slice, y, x)."""
+    return stack.transpose(0, 2, 1)[:, ::-1, ::-1]
+
+
 def draw(folder: Path, case: Case, volumes: dict[str, Array]) -> None:
     """Draw the middle slice by every method beside the truth."""
     folder.mkdir(parents=True, exist_ok=True)
     z_mm, y_mm, x_mm = case.measured.geometry.spacing_mm
-    fine = volume_of(case.truth, (z_mm, y_mm / 2, x_mm / 2))
+    geometry = volume_of(case.truth, (z_mm, y_mm / 2, x_mm / 2)).geometry
     shown = {"Zero-filled (sinc)": volumes["sinc"], "Self-taught": volumes["self-taught"], "AI-SR": volumes["network"]}
+    truth = case.truth
+    if case.slice_axis is not None:
+        shown, truth = {method: upside(each) for method, each in shown.items()}, upside(truth)
+        geometry = volume_of(truth, (z_mm, x_mm / 2, y_mm / 2), axis=case.slice_axis).geometry
     name = case.name.replace(" ", "_").replace("(", "").replace(")", "")
     write_comparison(
         folder / f"super_resolution_{name}.png",
         shown,
-        case.truth,
-        fine.geometry,
+        truth,
+        geometry,
         [len(case.truth) // 2],
         f"{case.name}: half of k-space each way, and what is made of it",
         "AI-SR is synthetic: detail beyond the measured resolution is estimated",

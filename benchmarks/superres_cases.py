@@ -24,6 +24,7 @@ NOISE = 0.005  # of the image's scale, beside what the truth itself has
 CORRELATION = 0.5  # at the ring where a spectrum ends: half of each ring's structure is the truth's
 RING_WIDTH = 0.05  # of the highest measured frequency
 NAMES = {"T1w": "t1", "T1w-Gd": "t1ce", "T2w": "t2", "FLAIR": "flair", "PDw": "pd"}
+_SIDES = (((0, 1, 0), (0, 0, -1)), ((1, 0, 0), (0, 0, -1)), ((1, 0, 0), (0, 1, 0)))  # along a row, down a column: LPS
 RIDGE, PATCH, N_DIRECTIONS, STRENGTHS = 1e-3, 7, 8, (0.5, 0.8, 0.95)  # of the self-taught detail
 
 
@@ -37,13 +38,16 @@ class Case:
     kind: str  # "real" or "simulated"
     truth: Array
     measured: Volume
+    slice_axis: int | None = None  # of real heads, whose slices come as (x, y) of right, anterior, superior voxels
 
 
-def volume_of(data: Array, spacing_mm: tuple[float, float, float], thickness_mm: float | None = None) -> Volume:
-    """Return `data` (slice, y, x) as an axial volume that was measured."""
-    origin = np.zeros((len(data), 3))
-    origin[:, 2] = np.arange(len(data)) * spacing_mm[0]
-    geometry = Geometry(origin, (1, 0, 0), (0, 1, 0), spacing_mm, thickness_mm or spacing_mm[0])
+def volume_of(
+    data: Array, spacing_mm: tuple[float, float, float], thickness_mm: float | None = None, axis: int = 2
+) -> Volume:
+    """Return `data` (slice, y, x) as a volume that was measured: sagittal, coronal, axial for `axis` 0, 1, 2."""
+    row, col = _SIDES[axis]
+    origin = np.arange(len(data))[:, None] * spacing_mm[0] * np.cross(row, col)
+    geometry = Geometry(origin, row, col, spacing_mm, thickness_mm or spacing_mm[0])
     return Volume(data, geometry, Provenance("sense", "benchmark"))
 
 
@@ -55,7 +59,8 @@ def real_cases(data: Path, most_slices: int, noise: float = NOISE) -> Iterator[C
         truth = _even(stack[_middle(len(stack), most_slices)])
         measured = np.stack([cut_k_space(rng, plane, noise) for plane in truth])
         volume = volume_of(measured, (spacing[0], 2 * spacing[1], 2 * spacing[2]))
-        yield Case(f"{head.subject} {head.contrast}", head.subject, head.contrast, "real", truth, volume)
+        axis = 2 if head.is_isotropic else head.slice_axis
+        yield Case(f"{head.subject} {head.contrast}", head.subject, head.contrast, "real", truth, volume, axis)
 
 
 def simulated_cases(n_heads: int, noise: float = NOISE) -> Iterator[Case]:

@@ -134,3 +134,14 @@ def image(scan_id: str, number: int, **fields: Any) -> Dataset:
     for name, value in fields.items():
         setattr(out, name, value)
     return out
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Return a new key for 127.0.0.1 and its certificate."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, cert

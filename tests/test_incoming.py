@@ -34,7 +34,7 @@ from edge.replay import stream_file
 from edge.secret import random_secret
 from edge.settings import IncomingSettings, Settings, SettingsError, check
 from edge.uids import derive_uid
-from tests.archive import image, needs_dcmtk
+from tests.archive import image, needs_dcmtk, self_signed
 from tests.fake_triage import head
 
 pytestmark = [pytest.mark.peer, needs_dcmtk]
@@ -276,12 +276,7 @@ def kept_of(path: Path) -> str:
 
 
 def test_tls_asks_for_a_certificate(tmp_path: Path) -> None:
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, cert = self_signed(tmp_path)
     secret = tmp_path / "secret"
     random_secret(secret)
     incoming = asdict(IncomingSettings("127.0.0.1", 0, callers=("MR1",), ca=str(cert), cert=str(cert), key=str(key)))

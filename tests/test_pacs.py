@@ -32,6 +32,7 @@ from tests.archive import (
     needs_dcmtk,
     needs_orthanc,
     needs_web,
+    self_signed,
     wait_for_port,
 )  # fmt: skip
 
@@ -220,12 +221,7 @@ def test_an_object_counts_once_the_archive_has_committed_to_keep_it(tmp_path: Pa
 
 @needs_dcmtk
 def test_objects_go_over_tls_to_an_archive_whose_certificate_is_known(tmp_path: Path) -> None:
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    key, cert = self_signed(tmp_path)
     port = free_port()
     kept = tmp_path / "kept"
     kept.mkdir()

@@ -341,6 +341,26 @@ def test_a_head_that_moves_is_not_trusted_and_is_announced_with_its_lines(tmp_pa
     assert early["order"] in motion["lines"]
 
 
+def test_a_coil_that_only_the_image_shows_to_be_dead_is_announced_and_belies_the_scan(tmp_path: Path) -> None:
+    raw = moving(tmp_path, 0.0)
+    lines = list(readouts(raw))
+    noise = next(each.samples for each in lines if int(each.header["flags"]) & NOISE)
+    rng = np.random.default_rng(5)
+    for number in range(len(lines) - 28, len(lines)):  # behind the centre of k-space, where no line stands out
+        samples = lines[number].samples.copy()
+        samples[3] = rng.permutation(noise[3])[: samples.shape[1]]
+        lines[number] = lines[number]._replace(samples=samples)
+    told: list[dict[str, Any]] = []
+    quality = run(raw, tmp_path / "out", lines, network=Supply(backend="cpu").network(), on_fault=told.append)[
+        "quality"
+    ]
+    (reason,) = [each for each in quality["reasons"] if each["code"] == "dead-coil"]
+    assert "of what the image lets expect of it" in reason["words"]
+    assert (quality["verdict"], reason["level"]) == ("untrusted", "untrusted")
+    assert reason["lines"] == [len(lines) - 28]
+    assert [(each["coil"], each["order"]) for each in told if each["fault"] == "dead-coil"] == [(3, len(lines) - 28)]
+
+
 def test_slices_are_judged_when_no_image_waits(tmp_path: Path) -> None:
     raw = moving(tmp_path, 6.0)
     scan, exam = read_header(raw.header, "0" * 26)

@@ -33,37 +33,54 @@ class Muon(torch.optim.Optimizer):
             for group in self.param_groups:
                 known = [each for each in group["params"] if each.grad is not None]
                 self._move_layers([each for each in known if each.ndim == 4], group["lr"])
-                for each in known:
-                    if each.ndim != 4:
-                        self._move_number(each, group["lr"])
+                self._move_numbers([each for each in known if each.ndim != 4], group["lr"])
 
     def _move_layers(self, layers: list[Tensor], rate: float) -> None:
-        """Move convolutions; those of one shape are made orthogonal together."""
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for layer in layers:
-            by_shape.setdefault(layer.shape, []).append(layer)
+        """Move convolutions; those of one shape are made orthogonal together, since a GPU waits for each small step."""
+        if not layers:
+            return
+        momenta = [self._kept(layer, "momentum") for layer in layers]
+        gradients: list[Tensor] = [layer.grad for layer in layers if layer.grad is not None]
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        changes = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)  # Nesterov's look ahead
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, layer in enumerate(layers):
+            by_shape.setdefault(layer.shape, []).append(index)
         for shape, alike in by_shape.items():
-            changes = []
-            for layer in alike:
-                momentum = self.state[layer].setdefault("momentum", torch.zeros_like(layer))
-                momentum.mul_(MOMENTUM).add_(layer.grad)
-                changes.append((layer.grad + MOMENTUM * momentum).reshape(shape[0], -1))  # Nesterov's look ahead
-            moved = _orthogonal(torch.stack(changes)) * (ADAM_SIZE * max(changes[0].shape) ** 0.5)
-            for layer, change in zip(alike, moved, strict=True):
-                layer.add_(change.reshape(shape), alpha=-rate)
+            stacked = torch.stack([changes[index].reshape(shape[0], -1) for index in alike])
+            moved = _orthogonal(stacked) * (-rate * ADAM_SIZE * max(stacked.shape[1:]) ** 0.5)
+            torch._foreach_add_([layers[index] for index in alike], list(moved.reshape(-1, *shape).unbind()))
 
-    def _move_number(self, parameter: Tensor, rate: float) -> None:
+    def _move_numbers(self, numbers: list[Tensor], rate: float) -> None:
+        """Move everything else, all together."""
+        if not numbers:
+            return
+        means = [self._kept(each, "mean") for each in numbers]
+        squares = [self._kept(each, "square") for each in numbers]
+        counts = [self.state[each].setdefault("step", torch.zeros(())) for each in numbers]  # stay on the host
+        gradients: list[Tensor] = [each.grad for each in numbers if each.grad is not None]
+        torch._foreach_add_(counts, 1)
+        taken = [float(count) for count in counts]
+        torch._foreach_lerp_(means, gradients, 1 - ADAM_DECAY[0])
+        torch._foreach_mul_(squares, ADAM_DECAY[1])
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - ADAM_DECAY[1])
+        sizes = torch._foreach_div(squares, [1 - ADAM_DECAY[1] ** n for n in taken])
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, 1e-8)
+        changes = torch._foreach_div(means, sizes)
+        scales = [SCALAR_RATE if each.numel() < FEW else 1.0 for each in numbers]
+        torch._foreach_mul_(
+            changes, [-rate * scale / (1 - ADAM_DECAY[0] ** n) for scale, n in zip(scales, taken, strict=True)]
+        )
+        torch._foreach_add_(numbers, changes)
+
+    def _kept(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())
-        state["step"] += 1
-        n = float(state["step"])
-        state["mean"].lerp_(parameter.grad, 1 - ADAM_DECAY[0])
-        state["square"].lerp_(parameter.grad**2, 1 - ADAM_DECAY[1])
-        size = (state["square"] / (1 - ADAM_DECAY[1] ** n)).sqrt() + 1e-8
-        scale = SCALAR_RATE if parameter.numel() < FEW else 1.0
-        parameter.add_(state["mean"] / (1 - ADAM_DECAY[0] ** n) / size, alpha=-rate * scale)
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        kept: Tensor = state[name]
+        return kept
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:

@@ -198,6 +198,36 @@ def test_muon_moves_layers_by_orthogonal_steps() -> None:
     assert (bias - 1).abs().item() < 0.2
 
 
+def test_muon_moves_many_parameters_together_as_it_would_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(6, 4, 3, 3), (6, 4, 3, 3), (8, 4, 2, 2), (6,), (12,), (), (9, 5)]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    together = [torch.nn.Parameter(value.clone()) for value in values]
+    one_by_one = [torch.nn.Parameter(value.clone()) for value in values]
+    optimisers = [Muon(together, 1e-2), *(Muon([each], 1e-2) for each in one_by_one)]
+    expected = [value.clone() for value in values]
+    moments = [[torch.zeros_like(value) for value in values] for _ in range(2)]
+    for step in range(1, 6):
+        for index, value in enumerate(values):
+            gradient = torch.randn(value.shape, generator=generator)
+            together[index].grad, one_by_one[index].grad = gradient.clone(), gradient.clone()
+            first, second = (each[index] for each in moments)
+            if value.ndim == 4:
+                first.mul_(0.95).add_(gradient)
+                flat = (gradient + 0.95 * first).reshape(len(value), -1)
+                expected[index] -= 1e-2 * 0.2 * max(flat.shape) ** 0.5 * _orthogonal(flat[None])[0].reshape(value.shape)
+            else:
+                first.lerp_(gradient, 0.1)
+                second.lerp_(gradient**2, 0.01)
+                size = (second / (1 - 0.99**step)).sqrt() + 1e-8
+                expected[index] -= 1e-2 * (10 if value.numel() < 8 else 1) * first / (1 - 0.9**step) / size
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, two, three in zip(together, one_by_one, expected, strict=True):
+        torch.testing.assert_close(one.data, three, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(two.data, three, rtol=1e-5, atol=1e-6)
+
+
 def test_a_run_learns_stops_in_time_goes_on_and_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "load_slices", lambda folder, split, every=2: [disc()])
     monkeypatch.setattr("export.onnx.load_slices", lambda folder, split, every=2: [disc()])

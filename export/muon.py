@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
 def _padded(layers: list[Tensor]) -> int:
     """Return how many numbers all layers are with the sides of the largest."""
     sides = [sorted((each.shape[0], each[0].numel())) for each in layers]
-    return len(layers) * max(each[0] for each in sides) * max(each[1] for each in sides)
+    return int(len(layers) * max(each[0] for each in sides) * max(each[1] for each in sides))
 
 
 def _move_padded(layers: list[Tensor], changes: list[Tensor], rate: float) -> None:

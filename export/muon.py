@@ -19,13 +19,18 @@ ADAM_SIZE = 0.2  # usual root mean square of Adam's steps, which Muon's are scal
 ADAM_DECAY = (0.9, 0.99)
 SCALAR_RATE = 10.0  # times the rate, for the few numbers a layer does not hold: they should settle early
 FEW = 8
+MOST_PADDED = 1 << 24  # numbers, with the zeros
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters of four axes, Adam for the others; a group's `lr` is the rate of both."""
+    """Muon for parameters of four axes, Adam for the others; a group's `lr` is the rate of both.
 
-    def __init__(self, parameters: Any, rate: float) -> None:
+    decay: how much of a convolution is taken away in each step, times the rate.
+    """
+
+    def __init__(self, parameters: Any, rate: float, decay: float = 0.0) -> None:
         super().__init__(parameters, {"lr": rate})
+        self.decay = decay
 
     def step(self, closure: Any = None) -> None:
         """Take one step along the gradients."""
@@ -44,6 +49,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, MOMENTUM)
         torch._foreach_add_(momenta, gradients)
         changes = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)  # Nesterov's look ahead
+        if self.decay:
+            torch._foreach_mul_(layers, 1 - rate * self.decay)
+        if layers[0].is_cuda and _padded(layers) <= MOST_PADDED:
+            _move_padded(layers, list(changes), rate)
+            return
         by_shape: dict[torch.Size, list[int]] = {}
         for index, layer in enumerate(layers):
             by_shape.setdefault(layer.shape, []).append(index)
@@ -81,6 +91,31 @@ class Muon(torch.optim.Optimizer):
             state[name] = torch.zeros_like(parameter)
         kept: Tensor = state[name]
         return kept
+
+
+def _padded(layers: list[Tensor]) -> int:
+    """Return how many numbers all layers are with the sides of the largest."""
+    sides = [sorted((each.shape[0], each[0].numel())) for each in layers]
+    return int(len(layers) * max(each[0] for each in sides) * max(each[1] for each in sides))
+
+
+def _move_padded(layers: list[Tensor], changes: list[Tensor], rate: float) -> None:
+    """Move convolutions of any shapes, all made orthogonal together: many launches cost a GPU more than zeros do.
+
+    A matrix with rows and columns of zeros has the singular vectors of the one without them.
+    """
+    flat = [each.reshape(each.shape[0], -1) for each in changes]
+    is_tall = [each.shape[0] > each.shape[1] for each in flat]
+    wide = [each.mT if tall else each for each, tall in zip(flat, is_tall, strict=True)]
+    rows, columns = (max(each.shape[axis] for each in wide) for axis in (0, 1))
+    stacked = wide[0].new_zeros((len(wide), rows, columns))
+    for place, each in zip(stacked, wide, strict=True):
+        place[: each.shape[0], : each.shape[1]] = each
+    moved = []
+    for layer, found, each, tall in zip(layers, _orthogonal(stacked), wide, is_tall, strict=True):
+        part = found[: each.shape[0], : each.shape[1]] * (-rate * ADAM_SIZE * max(each.shape) ** 0.5)
+        moved.append((part.mT if tall else part).reshape(layer.shape))
+    torch._foreach_add_(layers, moved)
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _torch(inputs: dict[str, Any], as_graph: bool) -> Way:
     try:
         import torch
 
-        from export.onnx import load_onnx
+        from export.shipped import load_onnx
     except ImportError as error:
         raise BackendError(f"{error.name} is not installed") from error
     if not torch.cuda.is_available():

@@ -183,11 +183,14 @@ def _contrast(
         heads = results.where(results.is_exam)
         out["metrics"]["simulated_exams"] = {"of": "simulated", **_summary(heads, exams, EXAM_SPECIFICITY, floor)}
     if volumes:
+        others = volumes_without(contrast, planes, is_held_out=True)
         chosen = balanced_threshold(exams.score, exams.is_positive, EXAM_SPECIFICITY)
         out["volumes_without"] = {
             "training": len(volumes),
             "flagged": int((highest >= max(chosen, floor)).sum()),
             "set_the_point": floor > chosen,
+            "held_out": len(others),
+            "held_out_flagged": int((evaluate(session, others)[0].score >= max(chosen, floor)).sum()) if others else 0,
         }
     if evidence == "real":
         simulated = results.where(results.is_simulated & ~results.is_exam)

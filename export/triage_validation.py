@@ -160,13 +160,13 @@ def exams_of(finding: str, contrast: str, planes: list[Plane]) -> list[Case]:
     return cases
 
 
-def volumes_without(contrast: str, planes: list[Plane]) -> list[Case]:
-    """Return the real volumes of training subjects, the one with a glioma left out: nothing urgent is in them."""
+def volumes_without(contrast: str, planes: list[Plane], is_held_out: bool = False) -> list[Case]:
+    """Return the real volumes of training subjects, or of others; the glioma is left out: nothing urgent is in them."""
     by_group: dict[str, list[Plane]] = {}
     for each in planes:
         label = each.label
-        is_one = label.source == "brain" and label.contrast == contrast and label.factor == 0
-        if is_one and is_training(each, "") and label.group != GLIOMA:
+        is_one = label.source == "volumes" and label.contrast == contrast and label.group != GLIOMA
+        if is_one and is_training(each, "") == (not is_held_out):
             by_group.setdefault(label.group, []).append(each)
     cases = []
     for group, members in by_group.items():

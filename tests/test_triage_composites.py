@@ -79,15 +79,17 @@ def test_no_point_lies_below_the_floor() -> None:
 def test_volumes_without_are_training_subjects_without_the_glioma() -> None:
     image, mask = np.ones(SIZE, np.float16), np.zeros(SIZE, bool)
 
-    def plane(source: str, group: str, split: str, contrast: str = "flair", factor: int = 0) -> Plane:
-        return Plane(image, mask, Label(source, group, split, contrast, "none", factor=factor))
+    def plane(source: str, group: str, split: str, contrast: str = "flair") -> Plane:
+        return Plane(image, mask, Label(source, group, split, contrast, "none"))
 
-    planes = [plane("brain", "msLong01", "train")] * 3 + [
-        plane("brain", "tcgaFG6692", "train"),
-        plane("brain", "msLong04", "val"),
-        plane("brain", "msLong03", "train", "t2"),
-        plane("brain", "msLong03", "train", factor=4),
+    planes = [plane("volumes", "msLong01", "train")] * 3 + [
+        plane("volumes", "tcgaFG6692", "train"),
+        plane("volumes", "msLong04", "val"),
+        plane("volumes", "msLong03", "train", "t2"),
+        plane("brain", "msLong03", "train"),
         plane("stroke_flair", "stroke-1", "train"),
     ]
     (found,) = volumes_without("flair", planes)
     assert (found.group, len(found.images), found.is_exam, found.is_simulated) == ("msLong01", 3, True, False)
+    (other,) = volumes_without("flair", planes, is_held_out=True)
+    assert other.group == "msLong04"

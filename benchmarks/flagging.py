@@ -1,6 +1,6 @@
 """`scanside serve` with a triage that flags every scan: what tests and `benchmarks.chaos` start in its place.
 
-Only the report of the reconstruction process is changed, as it reaches the daemon; everything behind is the product's.
+Only the answers of the triage process are changed, as they reach the daemon; everything behind is the product's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from unittest.mock import patch
 
 from edge.command import main
 from edge.crew import Report
-from edge.daemon import Daemon
-from edge.incoming import Incoming
-from edge.live import LiveScan
+from edge.triage_crew import TriageCrew
 
 FLAGGED = {
     "finding": "infarct",
@@ -29,18 +27,11 @@ FLAGGED = {
 }
 
 
-class FlaggingDaemon(Daemon):
-    """Flags an infarct in every scan that is served."""
-
-    def _on_done(self, scan: LiveScan, report: Report) -> None:
-        super()._on_done(scan, _flagged(report))
-
-
-class FlaggingIncoming(Incoming):
-    """Flags an infarct in every series that came in."""
+class FlaggingCrew(TriageCrew):
+    """Flags an infarct in every scan and series that is triaged."""
 
     def on_report(self, report: Report) -> None:
-        super().on_report(_flagged(report) if report["report"] == "done" else report)
+        super().on_report(_flagged(report) if report["report"] == "triaged" else report)
 
 
 def _flagged(report: Report) -> Report:
@@ -48,5 +39,5 @@ def _flagged(report: Report) -> Report:
 
 
 if __name__ == "__main__":
-    with patch("edge.serve.Daemon", FlaggingDaemon), patch("edge.daemon.Incoming", FlaggingIncoming):
+    with patch("edge.daemon.TriageCrew", FlaggingCrew):
         sys.exit(main())

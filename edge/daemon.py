@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.alert import Times, alerts_of
+from edge.alert import Times
 from edge.crew import Crew, Report
 from edge.exams import Exams
 from edge.front import Front, rules_of
@@ -29,11 +29,13 @@ from edge.pulse import Pulse
 from edge.refinery import JOBS
 from edge.reload import take_over
 from edge.retention import Retention
+from edge.scan_triage import ScanTriage
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
 from edge.state import State
+from edge.triage_crew import TriageCrew
 from edge.triage_json import findings_json
 from edge.window import display_window
 from edge.wire import utc_now
@@ -49,7 +51,7 @@ _MAX_DEATHS = 10  # of workers that were reading a scan and making no image
 
 
 class Daemon:
-    """Ties server, worker, ledger and events together. `run` serves until `stop`."""
+    """Ties server, worker, triage, ledger and events together. `run` serves until `stop`."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the state folder; raises ScanError or DeliveryError where it cannot be used."""
@@ -76,8 +78,6 @@ class Daemon:
                 "backend": settings.network.backend,
                 "engines": str(state / "engines"),
                 "precision": settings.network.precision,
-                "triage": asdict(settings.triage),
-                "super_resolution": str(state / JOBS) if settings.super_resolution.enabled else "",
                 "max_scan_mib": settings.worker.max_scan_mib,
                 "limits": asdict(wire),
                 "pseudonym_key": str(state / "keys" / "pseudonym.key"),
@@ -90,8 +90,19 @@ class Daemon:
         )
         self._front = Front(settings, self._ledger, self._audit)
         self._events, self._desk = self._front.events, self._front.desk
-        self._exams = Exams(self._ledger)
-        self._incoming = Incoming(settings, self._ledger, self._exams, self._audit, self._front, self._crew)
+        exams = Exams(self._ledger)
+        self._triage = TriageCrew(
+            {
+                "triage": asdict(settings.triage),
+                "super_resolution": str(state / JOBS) if settings.super_resolution.enabled else "",
+                "pseudonym_key": str(state / "keys" / "pseudonym.key"),
+                "identifiers": settings.alerts.identifiers,
+            },
+            settings.worker.timeout_s,
+            self._ledger,
+        )
+        self._unread = ScanTriage(settings, self._ledger, exams, self._front, self._triage)
+        self._incoming = Incoming(settings, self._ledger, exams, self._audit, self._front, self._triage)
         self._retention = Retention(
             lambda: self._settings, self._ledger, self._spool, self._audit, self._front.pacs.names,
             lambda scan_id: self._incoming.is_open(scan_id) or self._front.refinery.has(scan_id),
@@ -99,7 +110,7 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
-            self._front, self._crew, self._notifier, self._incoming,
+            self._front, self._crew, self._triage, self._notifier, self._incoming,
         )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -120,6 +131,7 @@ class Daemon:
         self._audit.record("start")
         self._start(self._watch_server())
         self._start(self._crew.run())
+        self._start(self._triage.crew.run())
         for work in [*self._front.tasks(), *self._incoming.tasks()]:
             self._start(work)
         self._start(self._retention.run())
@@ -128,7 +140,7 @@ class Daemon:
         await self._stopping.wait()
         self._notifier.stopping()
         await self._server.stop()
-        await self._crew.stop()
+        await asyncio.gather(self._crew.stop(), self._triage.crew.stop())  # what they were at is taken up again
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -201,12 +213,9 @@ class Daemon:
         for scan in self._scans.values():
             if scan.outcome is None:
                 self._open_at_worker(scan)
-        self._incoming.on_worker_start()
 
     def _on_worker_death(self) -> None:
         """Count the death against what was being made; an image that killed twice is set aside at the next start."""
-        if self._incoming.on_worker_death():
-            return
         open_scans = [scan for scan in self._scans.values() if scan.outcome is None]
         for scan in [scan for scan in open_scans if scan.making] or open_scans:
             n = self._ledger.note_death(scan.scan_id, scan.making)
@@ -230,7 +239,6 @@ class Daemon:
     def _on_report(self, report: Report, payload: bytes) -> None:
         scan = self._scans.get(report.get("scan_id", ""))
         if scan is None:
-            self._incoming.on_report(report)
             return
         kind = report["report"]
         if kind == "started" and not scan.is_announced:
@@ -244,8 +252,8 @@ class Daemon:
             self._on_image(scan, report, np.frombuffer(payload, "<f4").reshape(report["shape"]))
         elif kind == "fault":
             self._on_fault(scan, report["fields"])
-        elif kind == "done":
-            self._on_done(scan, report)
+        elif kind == "reconstructed":
+            self._on_reconstructed(scan, report)
         elif kind == "failed" and report["code"] == DeliveryError.code and scan.n_retries < _MAX_RETRIES:
             self._start(self._try_again(scan))
         elif kind == "failed":
@@ -288,28 +296,17 @@ class Daemon:
             scan.faulty_to[fault["fault"]] = fault["order"]
             self._publish("quality", scan.scan_id, fault)
 
-    def _on_done(self, scan: LiveScan, report: Report) -> None:
-        """Enter result, findings and alerts at once, then show them: a crash leaves all of them or none."""
-        now = utc_now()
-        try:
-            alerts = alerts_of(scan.scan_id, report, report["exam"], Times(scan.ended_at, scan.made_at, now, now))
-        except DeliveryError as error:  # findings that no alert can be made of are findings that nobody made
-            self._fail(scan, error.code, str(error))
-            return
+    def _on_reconstructed(self, scan: LiveScan, report: Report) -> None:
+        """Enter the verdict and what triage needs at once, show it, and let the scanner go: it waits for no triage."""
+        times = Times(scan.ended_at, scan.made_at)
         with self._events.together():
             self._publish("quality", scan.scan_id, report["quality"])
-            found = {"findings": report["findings"], "measurements": report["measurements"]}
-            self._publish("findings", scan.scan_id, {**found, **self._exams.join(scan.scan_id, report, now)})
-            entered = self._front.enter(scan.scan_id, alerts, report["objects"])
-            self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, scan.end(report))
-            self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
-        self._front.announce(entered)
+            self._unread.enter(scan.scan_id, report, scan.end(report), scan.received_at, times)
+        self._unread.order(scan.scan_id)
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
         faults = [reason["words"] for reason in report["quality"]["reasons"]]
         scan.outcome = ("WARNING" if faults else "INFO", "; ".join([words, *faults]))
-        log.info(
-            "scan done id=%s ending=%s images=%d alerts=%d", scan.scan_id, scan.ending, report["n_images"], len(entered)
-        )
+        log.info("scan reconstructed id=%s ending=%s images=%d", scan.scan_id, scan.ending, report["n_images"])
         self._conclude(scan)
 
     def _fail(self, scan: LiveScan, code: str, reason: str) -> None:
@@ -362,11 +359,12 @@ class Daemon:
         await self._server.broken
 
     def _recover(self) -> None:
-        """Take up every scan that the ledger does not call finished."""
+        """Take up every scan that the ledger does not call finished: for triage, or from its spool."""
         self._spool.recover()
+        unread = self._unread.take_up()
         for state in self._spool.scans():
             row = self._ledger.scan(state.scan_id)
-            if row is not None and row.state in ("done", "failed"):
+            if state.scan_id in unread or (row is not None and row.state in ("done", "failed")):
                 continue
             received_at = row.received_at if row is not None else utc_now()
             self._ledger.open_scan(state.scan_id, received_at)

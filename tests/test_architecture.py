@@ -59,7 +59,13 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
         "export.triage_gate",
     },
     "defusedxml": {"edge.header"},
-    "threadpoolctl": {"edge.chain", "export.calibrate_quality", "export.measurements", "export.train"},
+    "threadpoolctl": {
+        "edge.chain",
+        "edge.triage_process",
+        "export.calibrate_quality",
+        "export.measurements",
+        "export.train",
+    },
     "tomli": {"edge.settings_file"},
     "tomllib": {"edge.settings_file"},  # not in the library of Python 3.10
     "nibabel": {"edge.nifti", "export"},

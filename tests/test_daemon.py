@@ -311,6 +311,7 @@ def test_an_image_that_kills_the_worker_twice_is_set_aside(tmp_path: Path, small
         scan_id = ""
         with closing(sqlite3.connect(state / "ledger.sqlite")) as db:
             replay(raw, process)
+            wait_for_states(state, {"done"})
             (scan_id,) = db.execute("SELECT scan_id FROM scans").fetchone()
         process.kill()
     with closing(

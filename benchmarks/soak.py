@@ -5,7 +5,8 @@ other. An image's time is from the sending of its last readout until the scanner
 is compared with the spool, every image and `scan.done` is counted, and the events' numbers must have no gap. Memory (of
 each process's own) is sampled every second. A clinical sequence reads some 20 lines a second, averaged over slices.
 
-Says how busy the processors were: where they were saturated, waiting is what they were asked for.
+Says how long findings came behind the verdict, and how busy the processors were: where they were saturated, waiting is
+what they were asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from recon.protocol import Protocol
 
 _EPILOG = """examples:
   python -m benchmarks.soak --json soak.json                 8 scanners for 10 minutes, after one for 3
+  python -m benchmarks.soak --workers 2 --json soak.json     and with two processes that reconstruct
   python -m benchmarks.soak --minutes 1 --alone 1 --rate 60  to see that it works
 
 Exit code 1: something was lost."""
@@ -46,6 +49,7 @@ def main() -> None:
     """Run both parts; print or write one JSON record."""
     parser = new_parser("soak", __doc__, _EPILOG)
     parser.add_argument("--scanners", type=int, default=8, metavar="N", help="at once (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="that reconstruct (%(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="of all at once (%(default)g)")
     parser.add_argument("--alone", type=float, default=3.0, metavar="M", help="of one before them (%(default)g)")
     parser.add_argument("--rate", type=float, default=20.0, metavar="N", help="lines a second of each (%(default)g)")
@@ -81,22 +85,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         simulate_file(path, protocol)
         scan = encode_scan(open_raw(path))
-    settings = '[triage]\nmodels = "/nowhere"\n' if args.no_triage else ""
+    settings = f"[worker]\nprocesses = {args.workers}\n"
+    settings += '[triage]\nmodels = "/nowhere"\n' if args.no_triage else ""
     with MeasuredDaemon(settings) as daemon, new_progress() as progress:
         task = progress.add_task("scans", total=None)
 
         def tick() -> None:
             progress.advance(task)
 
-        send_scan(scan, HOST, daemon.port)  # the worker is ready, and pages are in memory
+        with ThreadPoolExecutor(args.workers) as pool:  # they are ready, and pages are in memory
+            list(pool.map(lambda _: send_scan(scan, HOST, daemon.port), range(args.workers)))
+        daemon.events.wait_for(0, args.workers, "scan.done")
         begin = daemon.events.position()
         alone = Shift(daemon, scan, 1, args.alone * 60, args.rate, tick)
         together = Shift(daemon, scan, args.scanners, args.minutes * 60, args.rate, tick)
+        with suppress(DeliveryError):  # what does not come is counted
+            daemon.events.wait_for(begin, len(alone.sent + together.sent), "scan.done", "scan.failed", timeout_s=60.0)
         time.sleep(1.0)
-        lost = _lost(daemon, scan, alone.sent + together.sent, begin)
-    names = ("scanners", "minutes", "alone", "rate", "acceleration", "no_triage", "quick")
+        lost = _lost(daemon, scan, alone.sent + together.sent, begin, args.workers)
+        triage_s = _triage_s(daemon, begin)
+    names = ("scanners", "workers", "minutes", "alone", "rate", "acceleration", "no_triage", "quick")
     about = {"readouts": scan.n_readouts, "bytes": scan.n_bytes, "images": len(scan.lasts)}
-    results = {"alone": alone.summary(), "together": together.summary(), "lost": lost}
+    results = {"alone": alone.summary(), "together": together.summary(), "triage_s": triage_s, "lost": lost}
     results["p95_ratio"] = {
         series: round(p95 / one, 2)
         for series, p95 in results["together"]["p95_s"].items()
@@ -177,8 +187,15 @@ def _course(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _lost(daemon: MeasuredDaemon, scan: EncodedScan, sent: Sequence[Sent], begin: int) -> dict[str, int]:
-    """Return what is missing or other than what was sent."""
+def _triage_s(daemon: MeasuredDaemon, begin: int) -> dict[str, float]:
+    """Return for how long scans waited for their findings once they had a verdict."""
+    verdicts = {e.header["scan_id"]: e.at_s for e in daemon.events.since(begin, "quality") if not e.header.get("early")}
+    waits = [e.at_s - verdicts[e.header["scan_id"]] for e in daemon.events.since(begin, "findings")]
+    return {f"p{q}": round(float(np.percentile(waits, q)), 3) for q in (50, 95)} if waits else {}
+
+
+def _lost(daemon: MeasuredDaemon, scan: EncodedScan, sent: Sequence[Sent], begin: int, n_before: int) -> dict[str, int]:
+    """Return what is missing or other than what was sent. n_before: scans that nobody counts."""
     events = [event.header for event in daemon.events.since(begin)]
     done = [event for event in events if event["kind"] == "scan.done"]
     seqs = [event["seq"] for event in events]
@@ -190,7 +207,7 @@ def _lost(daemon: MeasuredDaemon, scan: EncodedScan, sent: Sequence[Sent], begin
         "scans not answered whole": sum(bool(each.problem) for each in sent),
         "images that did not come back": sum(len(each.missing(scan)) for each in sent),
         "streams other than what was sent": sum(each != wanted for each in spooled),
-        "streams missing": len(sent) + 1 - len(spooled),  # and the first, that nobody counts
+        "streams missing": len(sent) + n_before - len(spooled),
         "events missing": seqs[-1] - seqs[0] + 1 - len(seqs),
     }
 

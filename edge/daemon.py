@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,23 +72,27 @@ class Daemon:
         )
         mrd = settings.mrd
         self._server = MrdServer(mrd.host, mrd.port, self._spool, self, limits, mrd.allow, self._on_stranger)
-        self._crew = Crew(
-            {
-                "method": settings.worker.method,
-                "model": settings.network.model,
-                "backend": settings.network.backend,
-                "engines": str(state / "engines"),
-                "precision": settings.network.precision,
-                "max_scan_mib": settings.worker.max_scan_mib,
-                "limits": asdict(wire),
-                "pseudonym_key": str(state / "keys" / "pseudonym.key"),
-                "identifiers": settings.alerts.identifiers,
-            },
-            settings.worker.timeout_s,
-            self._on_report,
-            self._on_worker_start,
-            self._on_worker_death,
-        )
+        own = {
+            "method": settings.worker.method,
+            "model": settings.network.model,
+            "backend": settings.network.backend,
+            "engines": str(state / "engines"),
+            "precision": settings.network.precision,
+            "max_scan_mib": settings.worker.max_scan_mib,
+            "limits": asdict(wire),
+            "pseudonym_key": str(state / "keys" / "pseudonym.key"),
+            "identifiers": settings.alerts.identifiers,
+        }
+        self._crews = [
+            Crew(
+                own,
+                settings.worker.timeout_s,
+                self._on_report,
+                partial(self._on_worker_start, lane),
+                partial(self._on_worker_death, lane),
+            )
+            for lane in range(settings.worker.processes)
+        ]
         self._front = Front(settings, self._ledger, self._audit)
         self._events, self._desk = self._front.events, self._front.desk
         exams = Exams(self._ledger)
@@ -110,7 +115,7 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
-            self._front, self._crew, self._triage, self._notifier, self._incoming,
+            self._front, self._crews, self._triage, self._notifier, self._incoming,
         )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -130,8 +135,8 @@ class Daemon:
         )  # fmt: skip
         self._audit.record("start")
         self._start(self._watch_server())
-        self._start(self._crew.run())
-        self._start(self._triage.crew.run())
+        for crew in (*self._crews, self._triage.crew):
+            self._start(crew.run())
         for work in [*self._front.tasks(), *self._incoming.tasks()]:
             self._start(work)
         self._start(self._retention.run())
@@ -140,7 +145,7 @@ class Daemon:
         await self._stopping.wait()
         self._notifier.stopping()
         await self._server.stop()
-        await asyncio.gather(self._crew.stop(), self._triage.crew.stop())  # what they were at is taken up again
+        await asyncio.gather(*(crew.stop() for crew in (*self._crews, self._triage.crew)))  # what they do is done again
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -176,7 +181,7 @@ class Daemon:
         """A scan starts."""
         now = utc_now()
         self._ledger.open_scan(scan_id, now)
-        scan = self._scans[scan_id] = LiveScan(scan_id, session, now)
+        scan = self._scans[scan_id] = LiveScan(scan_id, session, now, self._free_lane())
         self._start(self._deliver(scan))
         self._open_at_worker(scan)
 
@@ -186,7 +191,7 @@ class Daemon:
         if scan is None:
             return
         scan.arrived(n_bytes, n_readouts)
-        self._crew.order("grow", scan_id)
+        self._order(scan, "grow")
         now = time.monotonic()
         if now - scan.progress_at >= _PROGRESS_S:
             scan.progress_at = now
@@ -205,18 +210,17 @@ class Daemon:
         if scan.outcome is not None:
             self._conclude(scan)
         else:
-            self._crew.order("close", scan_id, ending=ending, reason=reason)
+            self._order(scan, "close", ending=ending, reason=reason)
 
     # What the worker tells
 
-    def _on_worker_start(self) -> None:
-        for scan in self._scans.values():
-            if scan.outcome is None:
-                self._open_at_worker(scan)
+    def _on_worker_start(self, lane: int) -> None:
+        for scan in self._open_scans(lane):
+            self._open_at_worker(scan)
 
-    def _on_worker_death(self) -> None:
+    def _on_worker_death(self, lane: int) -> None:
         """Count the death against what was being made; an image that killed twice is set aside at the next start."""
-        open_scans = [scan for scan in self._scans.values() if scan.outcome is None]
+        open_scans = self._open_scans(lane)
         for scan in [scan for scan in open_scans if scan.making] or open_scans:
             n = self._ledger.note_death(scan.scan_id, scan.making)
             log.warning("worker died at id=%s image=%s times=%d", scan.scan_id, scan.making or "none", n)
@@ -224,17 +228,27 @@ class Daemon:
                 self._fail(scan, "worker", f"the reconstruction process died {n} times while it read this scan")
             scan.making = ""
 
+    def _open_scans(self, lane: int) -> list[LiveScan]:
+        return [scan for scan in self._scans.values() if scan.outcome is None and scan.lane == lane]
+
+    def _free_lane(self) -> int:
+        """Return which worker has the fewest scans."""
+        return min(range(len(self._crews)), key=lambda lane: len(self._open_scans(lane)))
+
+    def _order(self, scan: LiveScan, do: str, **fields: Any) -> None:
+        self._crews[scan.lane].order(do, scan.scan_id, **fields)
+
     def _open_at_worker(self, scan: LiveScan) -> None:
-        self._crew.order(
+        self._order(
+            scan,
             "open",
-            scan.scan_id,
             spool=str(self._spool.path(scan.scan_id)),
             results=str(self._settings.state / "results" / scan.scan_id),
             received_at=scan.received_at.replace("Z", "+00:00"),
             set_aside=self._ledger.set_aside(scan.scan_id),
         )
         if scan.ending is not None:
-            self._crew.order("close", scan.scan_id, ending=scan.ending, reason=scan.reason)
+            self._order(scan, "close", ending=scan.ending, reason=scan.reason)
 
     def _on_report(self, report: Report, payload: bytes) -> None:
         scan = self._scans.get(report.get("scan_id", ""))
@@ -368,7 +382,7 @@ class Daemon:
                 continue
             received_at = row.received_at if row is not None else utc_now()
             self._ledger.open_scan(state.scan_id, received_at)
-            scan = LiveScan(state.scan_id, None, received_at)
+            scan = LiveScan(state.scan_id, None, received_at, self._free_lane())
             scan.ending, scan.reason = state.ending or "interrupted", state.reason
             scan.n_bytes = state.n_bytes
             self._ledger.end_scan(state.scan_id, scan.ending, scan.reason, state.n_bytes, 0)

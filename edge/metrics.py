@@ -43,7 +43,7 @@ class Metrics:
         self._incoming = Counter(
             "scanside_incoming_objects", "DICOM objects that came in", ["outcome"], registry=registry
         )
-        self._worker = Gauge("scanside_worker_up", "Whether the reconstruction process runs", registry=registry)
+        self._worker = Gauge("scanside_worker_up", "Whether the reconstruction processes run", registry=registry)
         self._silent = Gauge("scanside_worker_silent_seconds", "Since its last report", registry=registry)
         self._triage = Gauge("scanside_triage_up", "Whether the triage process runs", registry=registry)
         self._unread = Gauge("scanside_triage_waiting", "Scans and series that wait for triage", registry=registry)

@@ -172,6 +172,7 @@ def test_a_series_is_triaged_alerts_once_and_grows(site: Site, tmp_path: Path) -
 def test_a_raw_scan_and_a_series_of_one_study_are_one_exam(site: Site, tmp_path: Path, small_scan: Path) -> None:
     before = set(site.done())
     stream_file(open_raw(small_scan), "127.0.0.1", site.daemon.port, answer_s=WAIT_S)
+    until(lambda: "scan done" in site.log(), "the scan")
     (raw_id,) = re.findall(r"scan done id=(\S+)", site.log())
     study = re.search(rb"<studyInstanceUID>(.*?)</studyInstanceUID>", open_raw(small_scan).header)
     assert study is not None

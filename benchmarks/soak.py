@@ -126,7 +126,7 @@ class Shift:
         self._scan, self._failures = scan, Counter[str]()
         self._memory: dict[str, list[tuple[float, float]]] = {}
         self._done = threading.Event()
-        begun = time.monotonic()
+        begun, begin = time.monotonic(), daemon.events.position()
         cpu = _cpu_s(daemon.pids())
         watch = threading.Thread(target=self._watch, args=(daemon, begun), daemon=True)
         watch.start()
@@ -148,6 +148,7 @@ class Shift:
             thread.join()
         self._wall_s = time.monotonic() - begun
         self._cpu_s = {name: spent - cpu.get(name, 0.0) for name, spent in _cpu_s(daemon.pids()).items()}
+        self._images = [event.header for event in daemon.events.since(begin, "image")]
         self._done.set()
         watch.join()
 
@@ -163,9 +164,24 @@ class Shift:
             "problems": dict(self._failures + Counter(each.problem for each in self.sent if each.problem)),
             "images": {series: len(found) for series, found in waits.items()},
             **{f"p{q}_s": {name: round(float(np.percentile(v, q)), 3) for name, v in waits.items()} for q in (50, 95)},
+            "p95_parts_s": self._parts(),
             "busy_cores": {name: round(spent / self._wall_s, 2) for name, spent in self._cpu_s.items()},
             "cores": os.cpu_count(),
             "memory_mib": {name: _course(samples) for name, samples in self._memory.items()},
+        }
+
+    def _parts(self) -> dict[str, dict[str, float]]:
+        """Return for how long images waited for a worker, were made, and waited for the daemon, p95 by series."""
+        moments = ("spooled", "begun", "made", "sent")
+        rows: dict[str, list[list[float]]] = {}
+        for header in self._images:
+            at = header["moments_s"]
+            if at["spooled"] is not None:
+                rows.setdefault(header["series"], []).append([at[name] for name in moments])
+        names = ("wait", "make", "publish")
+        return {
+            series: dict(zip(names, np.percentile(np.diff(each), 95, axis=0).round(3).tolist(), strict=True))
+            for series, each in rows.items()
         }
 
     def _watch(self, daemon: MeasuredDaemon, begun: float) -> None:

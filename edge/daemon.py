@@ -12,16 +12,16 @@ import logging
 import time
 from collections.abc import Coroutine
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from edge.alert import Times
-from edge.crew import Crew, Report
+from edge.crew import Report
 from edge.exams import Exams
 from edge.front import Front, rules_of
 from edge.incoming import Incoming
+from edge.lanes import Lanes
 from edge.live import LiveScan, image_info, plane_fields
 from edge.mrd import Limits
 from edge.mrd_write import encode_image
@@ -72,27 +72,7 @@ class Daemon:
         )
         mrd = settings.mrd
         self._server = MrdServer(mrd.host, mrd.port, self._spool, self, limits, mrd.allow, self._on_stranger)
-        own = {
-            "method": settings.worker.method,
-            "model": settings.network.model,
-            "backend": settings.network.backend,
-            "engines": str(state / "engines"),
-            "precision": settings.network.precision,
-            "max_scan_mib": settings.worker.max_scan_mib,
-            "limits": asdict(wire),
-            "pseudonym_key": str(state / "keys" / "pseudonym.key"),
-            "identifiers": settings.alerts.identifiers,
-        }
-        self._crews = [
-            Crew(
-                own,
-                settings.worker.timeout_s,
-                self._on_report,
-                partial(self._on_worker_start, lane),
-                partial(self._on_worker_death, lane),
-            )
-            for lane in range(settings.worker.processes)
-        ]
+        self._lanes = Lanes(settings, wire, self._scans, self._on_report, self._on_worker_start, self._on_worker_death)
         self._front = Front(settings, self._ledger, self._audit)
         self._events, self._desk = self._front.events, self._front.desk
         exams = Exams(self._ledger)
@@ -115,7 +95,7 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
-            self._front, self._crews, self._triage, self._notifier, self._incoming,
+            self._front, self._lanes.crews, self._triage, self._notifier, self._incoming,
         )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -135,7 +115,8 @@ class Daemon:
         )  # fmt: skip
         self._audit.record("start")
         self._start(self._watch_server())
-        for crew in (*self._crews, self._triage.crew):
+        crews = [*self._lanes.crews, self._triage.crew]
+        for crew in crews:
             self._start(crew.run())
         for work in [*self._front.tasks(), *self._incoming.tasks()]:
             self._start(work)
@@ -145,7 +126,7 @@ class Daemon:
         await self._stopping.wait()
         self._notifier.stopping()
         await self._server.stop()
-        await asyncio.gather(*(crew.stop() for crew in (*self._crews, self._triage.crew)))  # what they do is done again
+        await asyncio.gather(*(crew.stop() for crew in crews))  # what they are at is taken up at the next start
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -181,7 +162,7 @@ class Daemon:
         """A scan starts."""
         now = utc_now()
         self._ledger.open_scan(scan_id, now)
-        scan = self._scans[scan_id] = LiveScan(scan_id, session, now, self._free_lane())
+        scan = self._scans[scan_id] = LiveScan(scan_id, session, now, self._lanes.freest())
         self._start(self._deliver(scan))
         self._open_at_worker(scan)
 
@@ -191,7 +172,7 @@ class Daemon:
         if scan is None:
             return
         scan.arrived(n_bytes, n_readouts)
-        self._order(scan, "grow")
+        self._lanes.order(scan, "grow")
         now = time.monotonic()
         if now - scan.progress_at >= _PROGRESS_S:
             scan.progress_at = now
@@ -210,17 +191,17 @@ class Daemon:
         if scan.outcome is not None:
             self._conclude(scan)
         else:
-            self._order(scan, "close", ending=ending, reason=reason)
+            self._lanes.order(scan, "close", ending=ending, reason=reason)
 
     # What the worker tells
 
     def _on_worker_start(self, lane: int) -> None:
-        for scan in self._open_scans(lane):
+        for scan in self._lanes.scans_of(lane):
             self._open_at_worker(scan)
 
     def _on_worker_death(self, lane: int) -> None:
         """Count the death against what was being made; an image that killed twice is set aside at the next start."""
-        open_scans = self._open_scans(lane)
+        open_scans = self._lanes.scans_of(lane)
         for scan in [scan for scan in open_scans if scan.making] or open_scans:
             n = self._ledger.note_death(scan.scan_id, scan.making)
             log.warning("worker died at id=%s image=%s times=%d", scan.scan_id, scan.making or "none", n)
@@ -228,18 +209,8 @@ class Daemon:
                 self._fail(scan, "worker", f"the reconstruction process died {n} times while it read this scan")
             scan.making = ""
 
-    def _open_scans(self, lane: int) -> list[LiveScan]:
-        return [scan for scan in self._scans.values() if scan.outcome is None and scan.lane == lane]
-
-    def _free_lane(self) -> int:
-        """Return which worker has the fewest scans."""
-        return min(range(len(self._crews)), key=lambda lane: len(self._open_scans(lane)))
-
-    def _order(self, scan: LiveScan, do: str, **fields: Any) -> None:
-        self._crews[scan.lane].order(do, scan.scan_id, **fields)
-
     def _open_at_worker(self, scan: LiveScan) -> None:
-        self._order(
+        self._lanes.order(
             scan,
             "open",
             spool=str(self._spool.path(scan.scan_id)),
@@ -248,7 +219,7 @@ class Daemon:
             set_aside=self._ledger.set_aside(scan.scan_id),
         )
         if scan.ending is not None:
-            self._order(scan, "close", ending=scan.ending, reason=scan.reason)
+            self._lanes.order(scan, "close", ending=scan.ending, reason=scan.reason)
 
     def _on_report(self, report: Report, payload: bytes) -> None:
         scan = self._scans.get(report.get("scan_id", ""))
@@ -382,7 +353,7 @@ class Daemon:
                 continue
             received_at = row.received_at if row is not None else utc_now()
             self._ledger.open_scan(state.scan_id, received_at)
-            scan = LiveScan(state.scan_id, None, received_at, self._free_lane())
+            scan = LiveScan(state.scan_id, None, received_at, self._lanes.freest())
             scan.ending, scan.reason = state.ending or "interrupted", state.reason
             scan.n_bytes = state.n_bytes
             self._ledger.end_scan(state.scan_id, scan.ending, scan.reason, state.n_bytes, 0)

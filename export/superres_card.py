@@ -34,9 +34,10 @@ LIMITS = (
     "measured voxel may be missing or misshapen. Not for diagnosis, measurement or triage.",
     "No real proton-density volume was at hand: that contrast rests on simulated heads and bent contrasts alone. The "
     "simulated heads that measure have other seeds than the simulated proton-density heads that were trained on, but "
-    "are deformed from the same few anatomies by the same simulator: gains on simulated heads, of any contrast, are "
+    "are deformed from the same average head by the same simulator: gains on simulated heads, of any contrast, are "
     "far above those on real ones and say little about real proton-density scans.",
-    "Few held-out subjects; pathology among them: multiple sclerosis and one old stroke.",
+    "Few held-out subjects; pathology among them: multiple sclerosis and one old stroke. The single slices of stroke "
+    "and tumour patients come from sets that were not trained on, resampled by their makers.",
     "Thinner slices were learned from isotropic volumes of which most are T1w, and assume touching slices.",
     "Below 3 T and with strong noise, motion or metal nothing was evaluated; such scans are mostly refused, not all.",
 )

@@ -104,8 +104,8 @@ def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
 @pytest.mark.real_data
 @pytest.mark.skipif(not (DATA / "brain" / "index.csv").is_file(), reason="the data folder is not there")
 def test_held_out_heads_are_served_better_than_by_zero_filling() -> None:
-    rows = super_resolution.in_plane(DATA, open_refiner(), 1, 0, None)
-    assert {row["contrast"] for row in rows} >= {"T1w", "T2w", "FLAIR"}
+    rows = super_resolution.in_plane(DATA, open_refiner(), 1, 0, None, 1)
+    assert {row["contrast"] for row in rows} >= {"T1w", "T2w", "FLAIR", "T1w-Gd"}
     for row in rows:
         assert row["network"]["psnr"] > row["sinc"]["psnr"]
         assert row["in_band"] < 1e-5

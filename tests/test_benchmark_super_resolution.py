@@ -64,10 +64,11 @@ def test_only_what_is_new_counts_as_a_false_structure() -> None:
 
 def test_noise_is_refused_and_next_to_nothing_would_be_added(tmp_path: Path) -> None:
     refiner = open_refiner()
+    receiver = np.random.default_rng(0).standard_normal((2, 1, 64, 64))
     rows = {
         name: super_resolution._null(volume_of(data.astype(np.float32), (5, 2, 2)), refiner, "")
         for name, data in (
-            ("noise", np.abs(np.random.default_rng(0).standard_normal((1, 64, 64)))),
+            ("noise", np.hypot(*receiver)),
             ("constant", np.ones((1, 64, 64))),
         )
     }

@@ -174,7 +174,7 @@ def _eager(inputs: dict[str, Any]) -> Callable[[], object]:
     """Return the shipped weights in PyTorch, without a graph."""
     import torch
 
-    from export.onnx import load_onnx
+    from export.shipped import load_onnx
 
     network = load_onnx(RECONSTRUCTION / MODEL)
     tensors = [torch.from_numpy(inputs[name]) for name in INPUTS]

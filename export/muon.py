@@ -19,13 +19,18 @@ ADAM_SIZE = 0.2  # usual root mean square of Adam's steps, which Muon's are scal
 ADAM_DECAY = (0.9, 0.99)
 SCALAR_RATE = 10.0  # times the rate, for the few numbers a layer does not hold: they should settle early
 FEW = 8
+MOST_PADDED = 1 << 24  # numbers, with the zeros
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters of four axes, Adam for the others; a group's `lr` is the rate of both."""
+    """Muon for parameters of four axes, Adam for the others; a group's `lr` is the rate of both.
 
-    def __init__(self, parameters: Any, rate: float) -> None:
+    decay: how much of a convolution is taken away in each step, times the rate.
+    """
+
+    def __init__(self, parameters: Any, rate: float, decay: float = 0.0) -> None:
         super().__init__(parameters, {"lr": rate})
+        self.decay = decay
 
     def step(self, closure: Any = None) -> None:
         """Take one step along the gradients."""
@@ -33,37 +38,84 @@ class Muon(torch.optim.Optimizer):
             for group in self.param_groups:
                 known = [each for each in group["params"] if each.grad is not None]
                 self._move_layers([each for each in known if each.ndim == 4], group["lr"])
-                for each in known:
-                    if each.ndim != 4:
-                        self._move_number(each, group["lr"])
+                self._move_numbers([each for each in known if each.ndim != 4], group["lr"])
 
     def _move_layers(self, layers: list[Tensor], rate: float) -> None:
-        """Move convolutions; those of one shape are made orthogonal together."""
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for layer in layers:
-            by_shape.setdefault(layer.shape, []).append(layer)
+        """Move convolutions; those of one shape are made orthogonal together, since a GPU waits for each small step."""
+        if not layers:
+            return
+        momenta = [self._kept(layer, "momentum") for layer in layers]
+        gradients: list[Tensor] = [layer.grad for layer in layers if layer.grad is not None]
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        changes = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)  # Nesterov's look ahead
+        if self.decay:
+            torch._foreach_mul_(layers, 1 - rate * self.decay)
+        if layers[0].is_cuda and _padded(layers) <= MOST_PADDED:
+            _move_padded(layers, list(changes), rate)
+            return
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, layer in enumerate(layers):
+            by_shape.setdefault(layer.shape, []).append(index)
         for shape, alike in by_shape.items():
-            changes = []
-            for layer in alike:
-                momentum = self.state[layer].setdefault("momentum", torch.zeros_like(layer))
-                momentum.mul_(MOMENTUM).add_(layer.grad)
-                changes.append((layer.grad + MOMENTUM * momentum).reshape(shape[0], -1))  # Nesterov's look ahead
-            moved = _orthogonal(torch.stack(changes)) * (ADAM_SIZE * max(changes[0].shape) ** 0.5)
-            for layer, change in zip(alike, moved, strict=True):
-                layer.add_(change.reshape(shape), alpha=-rate)
+            stacked = torch.stack([changes[index].reshape(shape[0], -1) for index in alike])
+            moved = _orthogonal(stacked) * (-rate * ADAM_SIZE * max(stacked.shape[1:]) ** 0.5)
+            torch._foreach_add_([layers[index] for index in alike], list(moved.reshape(-1, *shape).unbind()))
 
-    def _move_number(self, parameter: Tensor, rate: float) -> None:
+    def _move_numbers(self, numbers: list[Tensor], rate: float) -> None:
+        """Move everything else, all together."""
+        if not numbers:
+            return
+        means = [self._kept(each, "mean") for each in numbers]
+        squares = [self._kept(each, "square") for each in numbers]
+        counts = [self.state[each].setdefault("step", torch.zeros(())) for each in numbers]  # stay on the host
+        gradients: list[Tensor] = [each.grad for each in numbers if each.grad is not None]
+        torch._foreach_add_(counts, 1)
+        taken = [float(count) for count in counts]
+        torch._foreach_lerp_(means, gradients, 1 - ADAM_DECAY[0])
+        torch._foreach_mul_(squares, ADAM_DECAY[1])
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - ADAM_DECAY[1])
+        sizes = torch._foreach_div(squares, [1 - ADAM_DECAY[1] ** n for n in taken])
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, 1e-8)
+        changes = torch._foreach_div(means, sizes)
+        scales = [SCALAR_RATE if each.numel() < FEW else 1.0 for each in numbers]
+        torch._foreach_mul_(
+            changes, [-rate * scale / (1 - ADAM_DECAY[0] ** n) for scale, n in zip(scales, taken, strict=True)]
+        )
+        torch._foreach_add_(numbers, changes)
+
+    def _kept(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["step"] = torch.zeros(())
-        state["step"] += 1
-        n = float(state["step"])
-        state["mean"].lerp_(parameter.grad, 1 - ADAM_DECAY[0])
-        state["square"].lerp_(parameter.grad**2, 1 - ADAM_DECAY[1])
-        size = (state["square"] / (1 - ADAM_DECAY[1] ** n)).sqrt() + 1e-8
-        scale = SCALAR_RATE if parameter.numel() < FEW else 1.0
-        parameter.add_(state["mean"] / (1 - ADAM_DECAY[0] ** n) / size, alpha=-rate * scale)
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        kept: Tensor = state[name]
+        return kept
+
+
+def _padded(layers: list[Tensor]) -> int:
+    """Return how many numbers all layers are with the sides of the largest."""
+    sides = [sorted((each.shape[0], each[0].numel())) for each in layers]
+    return int(len(layers) * max(each[0] for each in sides) * max(each[1] for each in sides))
+
+
+def _move_padded(layers: list[Tensor], changes: list[Tensor], rate: float) -> None:
+    """Move convolutions of any shapes, all made orthogonal together: many launches cost a GPU more than zeros do.
+
+    A matrix with rows and columns of zeros has the singular vectors of the one without them.
+    """
+    flat = [each.reshape(each.shape[0], -1) for each in changes]
+    is_tall = [each.shape[0] > each.shape[1] for each in flat]
+    wide = [each.mT if tall else each for each, tall in zip(flat, is_tall, strict=True)]
+    rows, columns = (max(each.shape[axis] for each in wide) for axis in (0, 1))
+    stacked = wide[0].new_zeros((len(wide), rows, columns))
+    for place, each in zip(stacked, wide, strict=True):
+        place[: each.shape[0], : each.shape[1]] = each
+    moved = []
+    for layer, found, each, tall in zip(layers, _orthogonal(stacked), wide, is_tall, strict=True):
+        part = found[: each.shape[0], : each.shape[1]] * (-rate * ADAM_SIZE * max(each.shape) ** 0.5)
+        moved.append((part.mT if tall else part).reshape(layer.shape))
+    torch._foreach_add_(layers, moved)
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.network import Shape, UnrolledNetwork
+from export.network import UnrolledNetwork
 from export.simulated import MAX_COILS, Draw, Sample, draw_sample
 from export.slices import SETS, Slice, load_slices
 from export.train import load_network, stage
@@ -110,23 +110,12 @@ def write_onnx(network: UnrolledNetwork, probe: Sample, path: Path) -> None:
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,
-            do_constant_folding=False,  # weights keep their names: `load_onnx` reads them back
+            do_constant_folding=False,  # weights keep their names: `export.shipped` reads them back
         )
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {"shape": json.dumps(asdict(network.shape))})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
-
-
-def load_onnx(path: Path) -> UnrolledNetwork:
-    """Return the network whose weights are in an ONNX file of `write_onnx`, ready to evaluate."""
-    model = onnx.load(str(path))
-    stored = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-    (shape,) = (each.value for each in model.metadata_props if each.key == "shape")
-    network = UnrolledNetwork(Shape(**json.loads(shape)))
-    network.load_state_dict({name: torch.from_numpy(stored[name].copy()) for name in network.state_dict()})
-    network.eval()
-    return network
 
 
 def to_half(source: Path, path: Path) -> None:

@@ -9,22 +9,31 @@ there is nothing but noise, from which there is nothing to learn.
 from __future__ import annotations
 
 import csv
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from export.heads import load_anatomy
 from recon.arrays import Array
+from recon.contrast import Contrast, Sequence
 from recon.fine_grid import profile_weights
 from recon.fourier import resize_centred, to_image, to_kspace
+from recon.head import make_head
+from recon.protocol import Protocol
+from recon.scanner import scan_slice
 from recon.superres import noise_level
 
 ISOTROPIC = 1.5  # longest over shortest side of a voxel, below which a volume can be cut in any direction
 FILLED = 0.12  # of a plane: less shows hardly any brain
 DARK = 12  # of 255: below is air
 NOISE = (0.002, 0.05)  # standard deviation over the image's scale, log-uniform
+NOISE_LEANS = 1.4  # towards little noise, where there is most to recover
 PATCH = 96
+SHARE_SIMULATED = 0.08  # of planes: proton density, of which no real volume is at hand
+FIRST_SIMULATED = 50_000_000  # seed of the first simulated head; those that measure and describe have lower ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,17 +178,46 @@ def make_thick(rng: np.random.Generator, truth: Array, factor: int, sigma: float
 
 def draw_sigma(rng: np.random.Generator) -> float:
     """Return a standard deviation of noise; 0 now and then."""
-    return 0.0 if rng.random() < 0.1 else float(np.exp(rng.uniform(*np.log(NOISE))))
+    low, high = np.log(NOISE)
+    return 0.0 if rng.random() < 0.1 else float(np.exp(low + (high - low) * rng.random() ** NOISE_LEANS))
 
 
-def draw_pair(rng: np.random.Generator, heads: list[Head], share_through: float) -> Pair:
+class SimulatedHeads:
+    """Proton-density planes of simulated heads. A plane costs as much as ten degraded ones, so each is used often."""
+
+    def __init__(self, n_kept: int = 200, again: float = 0.85) -> None:
+        self._anatomy, self._again = load_anatomy(), again
+        self._kept: deque[Array] = deque(maxlen=n_kept)
+
+    def draw(self, rng: np.random.Generator) -> Array:
+        """Return a plane (y, x) as a scanner draws it, up to about 255, with some noise of its own."""
+        if not self._kept or rng.random() > self._again:
+            self._kept.append(self._new(rng))
+        return self._kept[int(rng.integers(len(self._kept)))]
+
+    def _new(self, rng: np.random.Generator) -> Array:
+        head = make_head(self._anatomy, FIRST_SIMULATED + int(rng.integers(10_000_000)))
+        contrast = Contrast("pd", Sequence.SPIN_ECHO, float(rng.uniform(2000, 4500)), float(rng.uniform(8, 30)))
+        matrix = int(rng.choice((192, 224, 256, 288)))
+        protocol = Protocol(contrast=contrast, matrix=(matrix, matrix), n_coils=4, seed=int(rng.integers(1000)))
+        image = scan_slice(head, protocol, int(rng.uniform(0.25, 0.75) * protocol.n_slices)).image
+        image = np.abs(image) * (200 / float(np.percentile(np.abs(image), 99.5)))
+        noise = rng.standard_normal((2, *image.shape)) * 200 * float(np.exp(rng.uniform(-6.5, -4)))
+        return np.hypot(image + noise[0], noise[1]).astype(np.float32)
+
+
+def draw_pair(
+    rng: np.random.Generator, heads: list[Head], share_through: float, simulated: SimulatedHeads | None = None
+) -> Pair:
     """Return one pair of the training set; `share_through` of them through the plane."""
-    is_through, is_empty = rng.random() < share_through, rng.random() < 0.06
+    is_through, is_empty = rng.random() < share_through, rng.random() < 0.04
     sigma = draw_sigma(rng)
-    chosen = [head for head in heads if head.is_isotropic] if is_through else heads
-    truth = nothing(rng, 160) if is_empty else draw_plane(rng, pick(rng, chosen))
     if is_empty:
-        sigma = max(sigma, 0.01)
+        truth, sigma = nothing(rng, 160), max(sigma, 0.01)
+    elif simulated is not None and not is_through and rng.random() < SHARE_SIMULATED:
+        truth = turned(rng, altered(rng, simulated.draw(rng)))
+    else:
+        truth = draw_plane(rng, pick(rng, [head for head in heads if head.is_isotropic] if is_through else heads))
     if is_through:
         factor = int(rng.integers(2, 5))
         truth = truth[: len(truth) // factor * factor]
@@ -191,10 +229,10 @@ def draw_pair(rng: np.random.Generator, heads: list[Head], share_through: float)
 
 
 def pick(rng: np.random.Generator, heads: list[Head]) -> Head:
-    """Return one volume: T1w half of the time, whole heads more often than skull-stripped ones."""
+    """Return one volume: T1w more than half of the time, whole heads more often than skull-stripped ones."""
     contrasts = sorted({head.contrast[:3] for head in heads})
-    weights = np.array([2.0 if contrast == "T1w" else 1.0 for contrast in contrasts])
+    weights = np.array([2.4 if contrast == "T1w" else 1.0 for contrast in contrasts])
     wanted = contrasts[int(rng.choice(len(contrasts), p=weights / weights.sum()))]
     alike = [head for head in heads if head.contrast.startswith(wanted)]
-    share = np.array([1.5 if head.is_whole else 1.0 for head in alike])
+    share = np.array([1.3 if head.is_whole else 1.0 for head in alike])
     return alike[int(rng.choice(len(alike), p=share / share.sum()))]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+GAIN = 0.05  # of the last layer: detail is small, and so are the steps towards it
 QUIET = 0.02  # noise over the image's scale at which its input is 0
 
 
@@ -23,9 +24,9 @@ QUIET = 0.02  # noise over the image's scale at which its input is 0
 class Shape:
     """How large a network is; stored with its weights."""
 
-    fine: int = 32  # channels at half resolution
-    middle: int = 48  # at a quarter
-    coarse: int = 64  # at an eighth
+    fine: int = 48  # channels at half resolution
+    middle: int = 64  # at a quarter
+    coarse: int = 96  # at an eighth
 
 
 class Detail(nn.Module):
@@ -36,15 +37,15 @@ class Detail(nn.Module):
         self.shape = shape
         fine, middle, coarse = shape.fine, shape.middle, shape.coarse
         self.enter = _conv(4 + 8 + 1, fine)
-        self.fine = _conv(fine, fine)
+        self.fine = Block(fine)
         self.down_1 = nn.Conv2d(fine, middle, 2, stride=2)
-        self.middle = nn.Sequential(_conv(middle, middle), nn.ReLU(), _conv(middle, middle), nn.ReLU())
+        self.middle = Block(middle)
         self.down_2 = nn.Conv2d(middle, coarse, 2, stride=2)
-        self.coarse = nn.Sequential(_conv(coarse, coarse), nn.ReLU(), _conv(coarse, coarse), nn.ReLU())
+        self.coarse = nn.Sequential(Block(coarse), Block(coarse))
         self.up_2 = nn.ConvTranspose2d(coarse, middle, 2, stride=2)
-        self.merge_2 = _conv(middle, middle)
+        self.merge_2 = Block(middle)
         self.up_1 = nn.ConvTranspose2d(middle, fine, 2, stride=2)
-        self.merge_1 = nn.Sequential(_conv(fine, fine), nn.ReLU(), _conv(fine, fine), nn.ReLU())
+        self.merge_1 = nn.Sequential(Block(fine), Block(fine))
         self.leave = _conv(fine, 4)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -52,6 +53,9 @@ class Detail(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                 module.weight.data *= 1.0 if isinstance(module, nn.Conv2d) else 0.5
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.second.weight.data *= 0.3  # many blocks add up
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, image: Tensor, phase: Tensor, noise: Tensor) -> Tensor:
@@ -62,12 +66,24 @@ class Detail(nn.Module):
         level = torch.clamp(torch.log(noise / QUIET + 0.02), -4.0, 4.0) / 2
         shuffled = functional.pixel_unshuffle(torch.cat((image, phase), 1), 2)
         features = torch.cat((shuffled, level + torch.zeros_like(shuffled[:, :1])), 1)
-        fine = functional.relu(self.fine(functional.relu(self.enter(features))))
-        middle = self.middle(functional.relu(self.down_1(fine)))
-        coarse = self.coarse(functional.relu(self.down_2(middle)))
-        middle = functional.relu(self.merge_2(functional.relu(self.up_2(coarse) + middle)))
-        fine = self.merge_1(functional.relu(self.up_1(middle) + fine))
-        return functional.pixel_shuffle(self.leave(fine), 2)
+        fine = self.fine(self.enter(features))
+        middle = self.middle(self.down_1(fine))
+        middle = self.merge_2(self.up_2(self.coarse(self.down_2(middle))) + middle)
+        fine = self.merge_1(self.up_1(middle) + fine)
+        return functional.pixel_shuffle(GAIN * self.leave(fine), 2)
+
+
+class Block(nn.Module):
+    """Two convolutions, added to what they are given."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.first, self.second = _conv(n, n), _conv(n, n)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return `features` with what the convolutions make of them added."""
+        change: Tensor = self.second(functional.relu(self.first(features)))
+        return features + change
 
 
 class SuperResolution(nn.Module):

@@ -1,8 +1,9 @@
 """Train the super-resolution network: `python -m export.superres_train --data DIR --out DIR --minutes N`.
 
-Runs on one core of the CPU. The learning rate follows the time that is left, so any budget ends well. What is learned
-is the part of the truth that the measurement leaves open, patch by patch; validation runs the whole graph with its
-projection on whole planes of held-out subjects.
+Runs on one core of the CPU, or on a GPU where there is one; `--workers N` makes the planes in processes of their own.
+The learning rate follows the time that is left, so any budget ends well. What is learned is the part of the truth that
+the measurement leaves open, patch by patch; validation runs the whole graph with its projection on whole planes of
+held-out subjects.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import csv
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,35 @@ import torch
 from torch import Tensor
 
 from export.muon import Muon
-from export.superres_data import PATCH, Head, Pair, cut_k_space, draw_pair, load_heads, make_thick
+from export.superres_data import Head, Pair, SimulatedHeads, cut_k_space, load_heads, make_thick
 from export.superres_network import Detail, Shape, SuperResolution
+from export.superres_pool import Planes, Pool, Workers, axes_of
 from recon.arrays import Array
-from recon.fine_grid import FineAxis, band_axis, kept_axis, profile_axis
+from recon.fine_grid import FineAxis
 from recon.superres import noise_level
 
-RATE = 1e-3
-BATCH = 12
-WINDOWS = 8  # patches of a plane
-NEW_EVERY = 2  # steps: making a plane costs a sixth of learning from one batch
-KEPT = 1500  # patches that wait to be learned from
-SHARE_THROUGH = 0.2  # of planes: across thick slices, which are learned sooner
+
+@dataclass(frozen=True)
+class Pace:
+    """How a machine learns. kept: patches in the pool. new_every: steps, between looks at what is new."""
+
+    batch: int
+    rate: float
+    kept: int
+    new_every: int
+    validate_minutes: float
+
+
+CPU_PACE = Pace(12, 1e-3, 1500, 2, 4.0)  # making a plane costs a sixth of learning from one batch
+GPU_PACE = Pace(64, 2e-3, 40_000, 4, 2.0)
 WARM_UP, LAST_RATE = 0.02, 0.02
 EMA_DECAY = 0.999
 CLIP = 5.0
 EDGE = 6  # voxels of a patch that see its border: not learned from
-FLOOR = 0.01  # root mean square of detail, over the image's scale, below which less and less counts
-PATCH_WEIGHT, L1_WEIGHT, SPECTRUM_WEIGHT = 0.7, 0.1, 0.02  # beside the squared error of the whole batch
-VALIDATE_MINUTES = 4.0
+FLOOR = 0.006  # root mean square of what is missing, over the image's scale, below which less and less counts
+RINGS = (0.95, 1.65, 7)  # of spectra: first and last radius in units of the highest measured frequency, number
+RING_WEIGHT, PATCH_WEIGHT = 0.4, 0.2  # beside the squared error
+SAVE_S = 45.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,142 +61,165 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with brain/")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt and log.csv")
     parser.add_argument("--minutes", type=float, default=50.0, help="wall time of training (default %(default)g)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that make planes (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    train(args.data, args.out, args.minutes, args.seed, args.resume)
+    train(args.data, args.out, args.minutes, args.seed, args.resume, args.workers)
 
 
-def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False) -> None:
+def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False, n_workers: int = 0) -> None:
     """Train for `minutes` of wall time; leave checkpoint.pt and log.csv in `out`."""
-    network = Detail(Shape())
-    optimiser = Muon(network.parameters(), RATE)
-    ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    step, before = 0, 0.0
-    if resume:
-        content = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
-        network.load_state_dict(content["network"])
-        optimiser.load_state_dict(content["optimiser"])
-        ema, step, before = content["ema"], content["step"], content["seconds"]
-    patches = Patches(load_heads(data, "train"), seed, step)
-    held_out = held_out_pairs(load_heads(data, "val"))
-    started, validated, sums = time.monotonic(), -math.inf, np.zeros(2)
-    seconds = before
-    while seconds < 60 * minutes:
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * _rate(seconds / (60 * minutes))
-        loss = objective(network, *patches.draw())
-        optimiser.zero_grad(set_to_none=True)
+    content = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True) if resume else None
+    step = content["step"] if content is not None else 0
+    heads, held_out = load_heads(data, "train"), held_out_pairs(load_heads(data, "val"))
+    workers = Workers(n_workers, heads, (seed, step), SimulatedHeads()) if n_workers else None  # before CUDA starts
+    try:
+        source = workers if workers is not None else Planes(heads, (seed, step), SimulatedHeads())
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        _Training(device, seed + step, content).run(source, held_out, out, minutes, seed)
+    finally:
+        if workers is not None:
+            workers.close()
+
+
+class _Training:
+    """Network, optimiser and running mean of the weights, on one device."""
+
+    def __init__(self, device: torch.device, seed: int, content: dict[str, Any] | None) -> None:
+        torch.manual_seed(seed)
+        self.device, self.pace = device, GPU_PACE if device.type == "cuda" else CPU_PACE
+        self.network = Detail(Shape(**content["shape"]) if content is not None else Shape())
+        if content is not None:
+            self.network.load_state_dict(content["network"])
+        self.network.to(device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True  # patches and batches have one size
+            self.network.to(memory_format=torch.channels_last)
+        self.names = [name for name, _ in self.network.named_parameters()]
+        self.parameters = list(self.network.parameters())
+        self.optimiser = Muon(self.parameters, self.pace.rate)
+        self.ema = [each.detach().clone() for each in self.parameters]
+        self.step, self.before = 0, 0.0
+        if content is not None:
+            self.optimiser.load_state_dict(content["optimiser"])
+            for mine, name in zip(self.ema, self.names, strict=True):
+                mine.copy_(content["ema"][name])
+            self.step, self.before = content["step"], content["seconds"]
+
+    def run(
+        self, source: Planes | Workers, held_out: list[tuple[str, Pair]], out: Path, minutes: float, seed: int
+    ) -> None:
+        """Learn until `minutes` are over, those before a resumption included."""
+        pool = Pool(self.pace.kept, self.device)
+        started, seconds, end = time.monotonic(), self.before, 60 * minutes
+        saved = validated = seconds
+        while len(pool) < 20 * self.pace.batch:
+            pool.put([source.next()])
+        total, n = torch.zeros((), device=self.device), 0
+        while seconds < end:
+            if self.step % self.pace.new_every == 0:
+                pool.put(source.waiting() if isinstance(source, Workers) else [source.next()])
+            total += self.learn(pool.draw(self.pace.batch), seconds / end)
+            n += 1
+            seconds = self.before + time.monotonic() - started
+            if seconds - saved > SAVE_S or seconds >= end:
+                saved = seconds
+                self.save(out, seconds, seed)
+            if seconds - validated > 60 * self.pace.validate_minutes or seconds >= end:
+                validated = seconds
+                row = {"minutes": round(seconds / 60, 2), "step": self.step, "loss": round(float(total) / n, 4)}
+                _log(out / "log.csv", {**row, "patches": len(pool), **self.validate(held_out)})
+                total.zero_()
+                n = 0
+
+    def learn(self, batch: tuple[Tensor, ...], progress: float) -> Tensor:
+        """Take one step; return the loss, on the device: nothing here waits for it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.pace.rate * _rate(progress)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = objective(self.network, *batch)
         loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP))
-        if math.isfinite(norm):
-            optimiser.step()
-        step += 1
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        for name, value in network.state_dict().items():
-            ema[name].lerp_(value, 1 - decay)
-        sums += (float(loss.detach()), 1)
-        seconds = before + time.monotonic() - started
-        if seconds - validated > 60 * VALIDATE_MINUTES or seconds >= 60 * minutes:
-            validated = seconds
-            state = {"network": network.state_dict(), "ema": ema, "optimiser": optimiser.state_dict()}
-            _save(out, {**state, "shape": asdict(network.shape), "step": step, "seconds": seconds, "seed": seed})
-            smooth = Detail(network.shape)
-            smooth.load_state_dict(ema)
-            row = {
-                "minutes": round(seconds / 60, 2),
-                "step": step,
-                "loss": round(float(sums[0]) / max(float(sums[1]), 1), 4),
-            }
-            _log(out / "log.csv", {**row, **gains(smooth, held_out)})
-            sums[:] = 0
+        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        for each in self.parameters:
+            if each.grad is not None:
+                torch.nan_to_num_(each.grad, 0.0, 0.0, 0.0)  # a gradient that is not finite moves nothing
+        self.optimiser.step()
+        self.step += 1
+        with torch.no_grad():
+            weight = 1 - min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.ema, self.parameters, weight)
+        return loss.detach()
+
+    def save(self, out: Path, seconds: float, seed: int) -> None:
+        """Write the checkpoint, in place of the last."""
+        content = {
+            "network": {name: each.detach().cpu() for name, each in zip(self.names, self.parameters, strict=True)},
+            "ema": {name: each.cpu() for name, each in zip(self.names, self.ema, strict=True)},
+            "optimiser": self.optimiser.state_dict(),
+            "shape": asdict(self.network.shape),
+            "step": self.step,
+            "seconds": seconds,
+            "seed": seed,
+        }
+        torch.save(content, out / "checkpoint.part")
+        os.replace(out / "checkpoint.part", out / "checkpoint.pt")
+
+    def validate(self, held_out: list[tuple[str, Pair]]) -> dict[str, float]:
+        """Return the gains of the running mean of the weights."""
+        smooth = Detail(self.network.shape)
+        smooth.load_state_dict({name: each.cpu() for name, each in zip(self.names, self.ema, strict=True)})
+        tuned, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # every plane has another size
+        try:
+            return gains(smooth.to(self.device), held_out, self.device)
+        finally:
+            torch.backends.cudnn.benchmark = tuned
 
 
-def objective(network: Detail, images: Tensor, phases: Tensor, noise: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of patches (n, 1, y, x): squared error over the batch's energy, and relative errors a patch.
+def objective(
+    network: Detail, images: Tensor, phases: Tensor, noise: Tensor, targets: Tensor, missed: Tensor
+) -> Tensor:
+    """Return the loss of patches (n, 1, y, x); `missed` (n,) is the mean square of what each patch's plane misses.
 
-    The first is what PSNR asks for, where detail is strongest; the others (L2, L1, L1 of the spectrum) let every patch
-    have its say.
+    Squared error over what the plane misses, which is what a gain in PSNR asks for; the same for each ring of the
+    spectrum by itself, so that the weak rings far out, which the cut-off is read from, count as much as the first;
+    and the error of each patch over its own detail, so that every patch has its say.
     """
-    error = (network(images, phases, noise) - targets)[:, 0, EDGE:-EDGE, EDGE:-EDGE]
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        added = network(images, phases, noise)
+    error = (added.float() - targets)[:, 0, EDGE:-EDGE, EDGE:-EDGE]
     wanted = targets[:, 0, EDGE:-EDGE, EDGE:-EDGE]
-    square = (error**2).mean() / ((wanted**2).mean() + FLOOR**2)
+    share = 1 / (missed + FLOOR**2)
+    square = ((error**2).mean((1, 2)) * share).mean()
     size = torch.sqrt((wanted**2).mean((1, 2)) + FLOOR**2)
-    spectrum = torch.view_as_real(torch.fft.rfft2(error, norm="ortho"))
-    relative = PATCH_WEIGHT * torch.sqrt((error**2).mean((1, 2)) + 1e-10) + L1_WEIGHT * error.abs().mean((1, 2))
-    relative = relative + SPECTRUM_WEIGHT * torch.sqrt((spectrum**2).sum(-1) + 1e-10).mean((1, 2))
-    return square + (relative / size).mean()
+    patch = (torch.sqrt((error**2).mean((1, 2)) + 1e-10) / size).mean()
+    window, rings = _rings(error.shape[-1], error.device)
+    spectra = [_energy(each * window, share) @ rings for each in (error, wanted)]
+    ring = (spectra[0] / (spectra[1] + 0.02 * spectra[1].mean() + 1e-8)).mean()
+    return square + RING_WEIGHT * ring + PATCH_WEIGHT * patch
 
 
-class Patches:
-    """Patches of degraded planes, drawn again and again while new planes come in at a steady pace."""
-
-    def __init__(self, heads: list[Head], seed: int, step: int) -> None:
-        self._heads = heads
-        self._rng = np.random.default_rng([seed, step])
-        self._n = 0
-        self._kept: deque[tuple[Array, Array, float, Array]] = deque(maxlen=KEPT)
-
-    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return placed images, phases, noise levels and targets of one batch."""
-        self._n += 1
-        while len(self._kept) < 20 * BATCH:
-            self._add()
-        if self._n % NEW_EVERY == 0:
-            self._add()
-        chosen = [self._kept[int(i)] for i in self._rng.integers(len(self._kept), size=BATCH)]
-        images, phases, noise, targets = zip(*chosen, strict=True)
-        levels = torch.tensor(noise, dtype=torch.float32)[:, None, None, None]
-        return (
-            torch.from_numpy(np.stack(images)[:, None]),
-            torch.from_numpy(np.stack(phases)),
-            levels,
-            torch.from_numpy(np.stack(targets)[:, None]),
-        )
-
-    def _add(self) -> None:
-        pair = draw_pair(self._rng, self._heads, SHARE_THROUGH)
-        placed, phase, target = prepared(pair)
-        ny, nx = placed.shape
-        if min(ny, nx) < PATCH:
-            return
-        found = 0
-        for _ in range(4 * WINDOWS):
-            y, x = (2 * int(self._rng.integers((n - PATCH) // 2 + 1)) for n in (ny, nx))
-            here = slice(y, y + PATCH), slice(x, x + PATCH)
-            if self._rng.random() > 0.1 and float((placed[here] > 0.1).mean()) < 0.3:
-                continue
-            seen = phase[:, here[0], here[1]].copy()
-            self._kept.append((placed[here].copy(), seen, pair.noise, target[here].copy()))
-            found += 1
-            if found == WINDOWS:
-                return
+def _energy(patches: Tensor, share: Tensor) -> Tensor:
+    """Return the mean energy (frequencies,) of patches (n, y, x) at each frequency of the half spectrum."""
+    spectrum = torch.view_as_real(torch.fft.rfft2(patches, norm="ortho"))
+    return ((spectrum**2).sum(-1) * share[:, None, None]).mean(0).flatten()
 
 
-@lru_cache(maxsize=512)
-def axis_of(kind: str, n: int, factor: int) -> FineAxis:
-    """Return the fine axis of `n` measured values."""
-    return kept_axis(n) if kind == "kept" else band_axis(n) if kind == "band" else profile_axis(n, factor)
-
-
-def axes_of(pair: Pair) -> tuple[FineAxis, FineAxis]:
-    """Return the fine axes of a pair's plane."""
-    kind_y, factor_y, kind_x, factor_x = pair.axes
-    return axis_of(kind_y, pair.image.shape[0], factor_y), axis_of(kind_x, pair.image.shape[1], factor_x)
-
-
-def prepared(pair: Pair) -> tuple[Array, Array, Array]:
-    """Return the placed image (y, x), phases (2, y, x) and what it misses of what the measurement leaves open."""
-    y, x = axes_of(pair)
-    placed = y.place[: y.size] @ pair.image @ x.place[: x.size].T
-    missing = pair.truth - placed
-    known = y.basis[: y.size].T @ missing @ x.basis[: x.size]
-    target = missing - y.basis[: y.size] @ known @ x.basis[: x.size].T
-    phase = np.stack(np.broadcast_arrays(y.phase[: y.size, None], x.phase[None, : x.size]))
-    return placed.astype(np.float32), phase.astype(np.float32), target.astype(np.float32)
+@lru_cache(maxsize=4)
+def _rings(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return a window (n, n) that fades to the border, and which frequency lies in which ring (frequencies, ring)."""
+    fade = np.hanning(n + 2)[1:-1]
+    down, across = np.fft.fftfreq(n), np.fft.rfftfreq(n)
+    first, last, count = RINGS
+    ring = np.floor((np.hypot(down[:, None], across) * 4 - first) / (last - first) * count)
+    twice = np.where((across == 0) | (across == 0.5), 1.0, 2.0)  # the half that is left out
+    belongs = (ring[..., None] == np.arange(count)) * twice[:, None]
+    tensors = (torch.from_numpy(each.astype(np.float32)) for each in (np.outer(fade, fade), belongs.reshape(-1, count)))
+    window, rings = (each.to(device) for each in tensors)
+    return window, rings
 
 
 def inputs_of(image: Array, y: FineAxis, x: FineAxis, noise: float) -> tuple[Tensor, ...]:
@@ -220,16 +253,17 @@ def held_out_pairs(heads: list[Head]) -> list[tuple[str, Pair]]:
     return pairs
 
 
-def gains(network: Detail, pairs: list[tuple[str, Pair]]) -> dict[str, float]:
-    """Return by what is shown: mean gain in PSNR over the placed image, dB."""
+def gains(network: Detail, pairs: list[tuple[str, Pair]], device: torch.device) -> dict[str, float]:
+    """Return by what is shown: mean gain in PSNR over the placed image, dB, of a network on `device`."""
     graph = SuperResolution(network).eval()
     found: dict[str, list[float]] = {}
     for name, pair in pairs:
         y, x = axes_of(pair)
         with torch.no_grad():
-            placed, added = graph(*inputs_of(pair.image, y, x, pair.noise))
-        before = placed[0, 0].numpy()[: y.size, : x.size] - pair.truth
-        after = before + added[0, 0].numpy()[: y.size, : x.size]
+            made = graph(*(each.to(device) for each in inputs_of(pair.image, y, x, pair.noise)))
+        placed, added = (each[0, 0].float().cpu().numpy()[: y.size, : x.size] for each in made)
+        before = placed - pair.truth
+        after = before + added
         found.setdefault(name, []).append(10 * math.log10(float((before**2).mean()) / float((after**2).mean())))
     return {name: round(float(np.mean(values)), 3) for name, values in sorted(found.items())}
 
@@ -246,11 +280,6 @@ def _rate(progress: float) -> float:
     if progress < WARM_UP:
         return max(progress / WARM_UP, 0.01)
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
-
-
-def _save(out: Path, content: dict[str, Any]) -> None:
-    torch.save(content, out / "checkpoint.part")
-    os.replace(out / "checkpoint.part", out / "checkpoint.pt")
 
 
 def _log(path: Path, row: dict[str, Any]) -> None:

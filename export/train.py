@@ -1,7 +1,8 @@
 """Train the reconstruction network: `python -m export.train --data DIR --out DIR --minutes N`.
 
-Runs on a GPU where there is one, otherwise on all cores (one process each, gradients averaged). The learning rate
-follows the time that is left, so any budget ends well. A run that was stopped goes on from its checkpoint (`--resume`).
+Runs on a GPU where there is one, otherwise on all cores (one process each, gradients averaged). `--workers N` leaves
+the simulation to N processes, so that a GPU need not wait for it. The learning rate follows the time that is left, so
+any budget ends well. A run that was stopped goes on from its checkpoint (`--resume`).
 """
 
 from __future__ import annotations
@@ -12,33 +13,31 @@ import json
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, distributed, multiprocessing
 
+from export.batches import Batches, Pool, Source
 from export.muon import Muon
 from export.network import Encoding, Shape, UnrolledNetwork
-from export.simulated import Draw, Sample, draw_sample
-from export.slices import Slice, load_slices
-from export.validation import draw_curves, held_out_samples, to_tensors, validate
-from recon.arrays import Array
+from export.objective import objective, relative_error
+from export.simulated import Sample
+from export.slices import load_slices
+from export.validation import draw_curves, held_out_samples, validate
 
 WARM_UP = 0.02  # of the budget
 LAST_RATE = 0.02  # of the highest
 EMA_DECAY = 0.999
-DEEP_WEIGHT = 0.1  # of the loss of each cascade; what counts is the last one's error in unmeasured lines
 CLIP = 10.0  # norm of the gradient
-FLOOR = 0.03  # relative error below which a sample teaches less and less
-KEPT = 64  # batches that may be learned from again
-EARLY = Draw(sizes=(96, 104, 112, 120, 128, 144, 160, 168), n_columns=48)  # small samples teach much a second
-EARLY_PART = 0.4  # of the budget
+EARLY_PART = 0.4  # of the budget of a run that begins with nothing: batches of small samples
+BATCH = 16  # slices, of a process that learns alone
+SAVE_S = 60.0  # between checkpoints, and lines of progress
 
 
 @dataclass(frozen=True)
@@ -53,83 +52,150 @@ class Settings:
     batch: int = 1  # slices a process and step
     processes: int = 1
     validate_minutes: float = 8.0
+    workers: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
+    begun = time.monotonic()
     parser = argparse.ArgumentParser(prog="python -m export.train", description=__doc__)
     parser.add_argument(
         "--data", type=Path, required=True, metavar="DIR", help="folder with brain/, stroke_flair/, tumour_t1c/"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt, log.csv, curves.png")
-    parser.add_argument("--minutes", type=float, default=60.0, help="wall time of training (default %(default)g)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60.0,
+        help="wall time of training (default %(default)g); with --workers of everything but the last validation",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1e-3, help="highest learning rate (default %(default)g)")
-    parser.add_argument("--batch", type=int, help="slices a process and step (default: 1 on the CPU, 8 on a GPU)")
-    parser.add_argument("--processes", type=int, help="default: one a core on the CPU, 1 on a GPU")
+    parser.add_argument("--batch", type=int, help="slices a process and step (default: 1 on the CPU, 16 on a GPU)")
+    parser.add_argument("--processes", type=int, help="default: one a core on the CPU; 1 on a GPU or with --workers")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that only simulate, for one that learns on a GPU (default 0)"
+    )
+    parser.add_argument("--validate-minutes", type=float, help="between validations (default: 8; with --workers 2.5)")
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt")
     parser.add_argument(
-        "--from", dest="weights", type=Path, metavar="FILE", help="begin with the weights of a checkpoint"
+        "--from",
+        dest="weights",
+        type=Path,
+        metavar="FILE",
+        help="begin with the weights of a checkpoint, or of a model.onnx with its card.json",
     )
     for name, value in asdict(Shape()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="(default %(default)s)")
     args = parser.parse_args(argv)
-    on_gpu = torch.cuda.is_available()
+    if args.workers and (args.processes or 1) > 1:
+        parser.error("--workers feed one process; leave out --processes")
+    # with workers, nothing may be asked of a GPU before they are forked
+    is_alone = args.workers or torch.cuda.is_available()
     settings = Settings(
         str(args.data),
         str(args.out),
         args.minutes,
         args.seed,
         args.rate,
-        args.batch or (8 if on_gpu else 1),
-        args.processes or (1 if on_gpu else os.cpu_count() or 1),
+        args.batch or (BATCH if is_alone else 1),
+        args.processes or (1 if is_alone else os.cpu_count() or 1),
+        args.validate_minutes or (2.5 if args.workers else 8.0),
+        args.workers,
     )
     shape = Shape(**{name: getattr(args, name) for name in asdict(Shape())})
     args.out.mkdir(parents=True, exist_ok=True)
     if args.resume and not (args.out / "checkpoint.pt").is_file():
         parser.error(f"--resume: {args.out / 'checkpoint.pt'} is not there")
     if settings.processes == 1:
-        _train(0, settings, shape, args.resume, args.weights)
+        _train(0, settings, shape, args.resume, args.weights, begun if args.workers else None)
         return
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 2000))
     multiprocessing.spawn(_train, (settings, shape, args.resume, args.weights), nprocs=settings.processes)
 
 
-def _train(rank: int, settings: Settings, shape: Shape, resume: bool, weights: Path | None) -> None:
-    """Train in one process; the first of several also validates and writes."""
-    device = _set_up(rank, settings)
-    network = UnrolledNetwork(shape).to(device)
-    state = State(network, Muon(network.parameters(), settings.rate), Path(settings.out))
-    if resume:
-        state.load(device)
-    elif weights is not None:
-        state.begin_with(weights, device)
-    batches = Batches(settings, rank, load_slices(Path(settings.data), "train"), device)
-    validation = held_out_samples(Path(settings.data)) if rank == 0 else []
-    forward: Any = torch.compile(network.cascades, dynamic=True) if device.type == "cuda" else network.cascades
-    started, before = time.monotonic(), state.seconds
-    validated, sums = -math.inf, np.zeros(4)
-    while state.seconds < 60 * settings.minutes:
-        progress = state.seconds / (60 * settings.minutes)
-        for group in state.optimiser.param_groups:
-            group["lr"] = settings.rate * _rate(progress)
-        sums += (*_learn(forward, state, settings, *batches.draw(state.step, progress < EARLY_PART)), 1)
-        state.seconds = _agreed(before + time.monotonic() - started, settings)
-        is_due = state.seconds - validated > 60 * settings.validate_minutes
-        if rank == 0 and (is_due or state.seconds >= 60 * settings.minutes):
-            validated = state.seconds
-            _note(state, settings, shape, sums, validation, device)
-            sums = np.zeros(4)
+def _train(
+    rank: int, settings: Settings, shape: Shape, resume: bool, weights: Path | None, started: float | None = None
+) -> None:
+    """Train in one process; the first of several also validates and writes.
+
+    started: when the clock did, monotonic; None where it does once all is ready.
+    """
+    source = Source(load_slices(Path(settings.data), "train"), settings.batch, settings.seed)
+    pool = None
+    if settings.workers:
+        first, is_early = 0, weights is None
+        if resume:
+            content = torch.load(Path(settings.out) / "checkpoint.pt", map_location="cpu", weights_only=True)
+            first, is_early = 1_000_000 * (1 + content["step"] // 1000), False  # of batches that none has seen
+        pool = Pool(source, settings.workers, first, is_early)  # forks: before anything is asked of a GPU
+    try:
+        device = _set_up(rank, settings)
+        network = UnrolledNetwork(shape).to(device)
+        state = State(network, Muon(network.parameters(), settings.rate), Path(settings.out))
+        if resume:
+            state.load(device)
+        elif weights is not None:
+            state.begin_with(weights, device)
+        validation = held_out_samples(Path(settings.data)) if rank == 0 else []
+        if pool is not None:
+            pool.fill(settings.workers, device)
+        batches = Batches(source, rank, device) if pool is None else pool
+        _run(rank, state, settings, shape, batches, validation, device, started)
+    finally:
+        if pool is not None:
+            pool.close()
     if settings.processes > 1:
         distributed.destroy_process_group()
+
+
+def _run(
+    rank: int,
+    state: State,
+    settings: Settings,
+    shape: Shape,
+    batches: Batches | Pool,
+    validation: list[Sample],
+    device: torch.device,
+    started: float | None,
+) -> None:
+    """Learn until the time is up."""
+    budget_s, before, n_before = 60 * settings.minutes, state.seconds, state.n_simulated
+    early_part = 0.0 if state.history else EARLY_PART
+    validated, saved = -math.inf, 0.0
+    sums = torch.zeros(4, device=device)
+    if rank == 0 and not state.step:  # what the run began with
+        _note(state, settings, shape, sums, validation, device)
+        validated = state.seconds
+    started = time.monotonic() if started is None else started
+    state.seconds = _agreed(before + time.monotonic() - started, settings)
+    began = 0.0 if state.step else min(state.seconds, budget_s / 2)  # the clock of a run with workers starts earlier
+    while state.seconds < budget_s:
+        progress = (state.seconds - began) / (budget_s - began)
+        for group in state.optimiser.param_groups:
+            group["lr"] = settings.rate * _rate(progress)
+        sums += _learn(state, settings, *batches.draw(state.step, progress < early_part))
+        state.n_simulated = n_before + batches.n_simulated * settings.batch * settings.processes
+        state.seconds = _agreed(before + time.monotonic() - started, settings)
+        if rank > 0:
+            continue
+        if state.seconds - saved > SAVE_S:
+            saved = state.seconds
+            state.save(settings, shape)
+            _tell(state, sums, batches)
+        if state.seconds - validated > 60 * settings.validate_minutes or state.seconds >= budget_s:
+            validated = state.seconds
+            _note(state, settings, shape, sums, validation, device)
+            sums = torch.zeros_like(sums)
 
 
 def _set_up(rank: int, settings: Settings) -> torch.device:
     threadpool_limits(1, user_api="blas")
     torch.manual_seed(settings.seed)
-    if settings.processes > 1:
+    if settings.processes > 1 or settings.workers:
         torch.set_num_threads(1)
+    if settings.processes > 1:
         distributed.init_process_group("gloo", rank=rank, world_size=settings.processes)
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -138,32 +204,27 @@ def _set_up(rank: int, settings: Settings) -> torch.device:
     return torch.device("cuda")
 
 
-def _learn(
-    forward: Any, state: State, settings: Settings, inputs: list[Tensor], target: Tensor
-) -> tuple[float, float, float]:
-    """Take one step; return the last cascade's loss, its gain on the classical image, and the gradient's norm."""
+def _learn(state: State, settings: Settings, inputs: list[Tensor], target: Tensor) -> Tensor:
+    """Take one step.
+
+    Returns the last cascade's loss, its gain on the classical image, the gradient's norm, and 1: float32 (4) on the
+    device, so that a GPU is waited for once a step only.
+    """
     encoding = Encoding(*inputs[2:8])
-    images = forward(encoding, *inputs[:2], *inputs[8:])
-    losses = [relative_error(image, target) for image in images]
-    loss = relative_error(unmeasured(encoding, images[-1], target), target)
-    for each in losses:
-        loss = loss + DEEP_WEIGHT * each
+    images = state.network.cascades(encoding, *inputs[:2], *inputs[8:])
+    loss, last = objective(encoding, images, target)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if settings.processes > 1:
         _average_gradients(state.network, settings.processes)
-    norm = float(torch.nn.utils.clip_grad_norm_(state.network.parameters(), CLIP))
-    if math.isfinite(norm):
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), CLIP)
+    if math.isfinite(float(norm)):
         state.optimiser.step()
     state.step += 1
     state.follow()
-    return float(losses[-1].detach()), float(losses[-1].detach() - relative_error(inputs[1], target)), norm
-
-
-def unmeasured(encoding: Encoding, image: Tensor, target: Tensor) -> Tensor:
-    """Return `target` with the error that `image` has in the lines that were not measured: the others are kept."""
-    error = image - target
-    return target + error - encoding.normal(error)
+    with torch.no_grad():
+        gain = last - relative_error(inputs[1], target)
+        return torch.stack((last, gain, norm.detach(), torch.ones_like(gain)))
 
 
 def _agreed(seconds: float, settings: Settings) -> float:
@@ -182,20 +243,32 @@ class State:
         self.network, self.optimiser, self.out = network, optimiser, out
         self.ema = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self.step = 0
+        self.n_simulated = 0  # slices
         self.seconds = 0.0
         self.history: list[dict[str, Any]] = []  # of the runs whose weights this one began with
 
     def follow(self) -> None:
         """Move the running mean of the weights."""
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        for name, value in self.network.state_dict().items():  # detached
-            self.ema[name].lerp_(value, 1 - decay)
+        new = self.network.state_dict()  # detached
+        torch._foreach_lerp_([self.ema[name] for name in new], list(new.values()), 1 - decay)
 
-    def begin_with(self, checkpoint: Path, device: torch.device) -> None:
-        """Take the running mean of another run's weights as the start."""
-        content = torch.load(checkpoint, map_location=device, weights_only=True)
-        self.network.load_state_dict(content["ema"])
-        self.history = [*content["history"], stage(content)]
+    def begin_with(self, weights: Path, device: torch.device) -> None:
+        """Take the running mean of another run's weights as the start: those of its checkpoint, or a shipped graph's.
+
+        Raises ValueError where they are of a network of another shape.
+        """
+        if weights.suffix == ".onnx":
+            from export.shipped import load_onnx, stages_of  # a machine that only trains may lack onnx
+
+            shipped = load_onnx(weights)
+            shape, values, self.history = asdict(shipped.shape), shipped.state_dict(), stages_of(weights)
+        else:
+            content = torch.load(weights, map_location=device, weights_only=True)
+            shape, values, self.history = content["shape"], content["ema"], [*content["history"], stage(content)]
+        if shape != asdict(self.network.shape):
+            raise ValueError(f"{weights.name} holds a network of {shape}; this run's is {asdict(self.network.shape)}")
+        self.network.load_state_dict(values)
         self.ema = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def save(self, settings: Settings, shape: Shape) -> None:
@@ -207,6 +280,7 @@ class State:
             "ema": self.ema,
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
+            "simulated": self.n_simulated,
             "seconds": self.seconds,
             "history": self.history,
         }
@@ -215,11 +289,12 @@ class State:
 
     def load(self, device: torch.device) -> None:
         """Read the checkpoint."""
-        content = torch.load(self.out / "checkpoint.pt", map_location=device, weights_only=True)
+        content = torch.load(self.out / "checkpoint.pt", map_location="cpu", weights_only=True)
         self.network.load_state_dict(content["network"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.ema, self.step, self.seconds = content["ema"], content["step"], content["seconds"]
-        self.history = content["history"]
+        self.optimiser.load_state_dict(content["optimiser"])  # moves to the weights' device what belongs there
+        self.ema = {name: value.to(device) for name, value in content["ema"].items()}
+        self.step, self.seconds, self.history = content["step"], content["seconds"], content["history"]
+        self.n_simulated = content.get("simulated", 0)
 
 
 def stage(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +302,8 @@ def stage(checkpoint: dict[str, Any]) -> dict[str, Any]:
     settings = checkpoint["settings"]
     n_slices = checkpoint["step"] * settings["batch"] * settings["processes"]
     minutes = round(checkpoint["seconds"] / 60, 1)
-    return {"steps": checkpoint["step"], "slices_seen": n_slices, "minutes": minutes, "seed": settings["seed"]}
+    told = {"steps": checkpoint["step"], "slices_seen": n_slices, "minutes": minutes, "seed": settings["seed"]}
+    return told | ({"slices_simulated": checkpoint["simulated"]} if "simulated" in checkpoint else {})
 
 
 def load_network(checkpoint: Path) -> tuple[UnrolledNetwork, dict[str, Any]]:
@@ -236,58 +312,6 @@ def load_network(checkpoint: Path) -> tuple[UnrolledNetwork, dict[str, Any]]:
     network = UnrolledNetwork(Shape(**content["shape"]))
     network.load_state_dict(content["ema"])
     return network.eval(), content
-
-
-def relative_error(image: Tensor, target: Tensor) -> Tensor:
-    """Return the loss: the logarithms of the relative complex L2 and magnitude L1 errors, a mean over slices.
-
-    A logarithm gives every scan the same say, however noisy or accelerated: a tenth less error is a tenth less error.
-    """
-    magnitude = torch.sqrt((target**2).sum(1) + 1e-12)
-    size_2 = torch.sqrt((magnitude**2).mean((1, 2))).clamp_min(0.05)
-    size_1 = magnitude.mean((1, 2)).clamp_min(0.02)
-    error_2 = torch.sqrt(((image - target) ** 2).sum(1).mean((1, 2)) + 1e-12) / size_2
-    difference = torch.sqrt((image**2).sum(1) + 1e-8) - torch.sqrt((target**2).sum(1) + 1e-8)
-    error_1 = difference.abs().mean((1, 2)) / size_1
-    return (torch.log(error_2 + FLOOR) + torch.log(error_1 + FLOOR)).mean()
-
-
-class Batches:
-    """The batches of one process. Every process has the same sizes and coils at a step, so that none waits long.
-
-    Simulating takes as long as learning, so every second batch is an earlier one with another phase.
-    """
-
-    def __init__(self, settings: Settings, rank: int, slices: list[Slice], device: torch.device) -> None:
-        self._settings, self._rank, self._slices, self._device = settings, rank, slices, device
-        share = np.array([each.weight for each in slices])
-        self._share = share / share.sum()
-        self._kept: deque[tuple[list[Tensor], Tensor]] = deque(maxlen=KEPT)
-
-    def draw(self, step: int, is_early: bool) -> tuple[list[Tensor], Tensor]:
-        """Return inputs and target of one step."""
-        common = np.random.default_rng([self._settings.seed, step])
-        if step % 2 and self._kept:
-            inputs, target = self._kept[int(common.integers(len(self._kept)))]
-            angle = float(common.uniform(0, 2 * np.pi))
-            return [*(_rotated(image, angle) for image in inputs[:2]), *inputs[2:]], _rotated(target, angle)
-        draw = EARLY if is_early else Draw()
-        sizes = int(common.choice(draw.sizes)), int(common.choice(draw.sizes))
-        draw = replace(draw, coils=(int(common.choice(draw.coils)),))
-        own = np.random.default_rng([self._settings.seed, step, 1 + self._rank])
-        chosen = own.choice(len(self._slices), self._settings.batch, p=self._share)
-        mask = [self._settings.seed, step, 0]  # the slices of a batch share their mask
-        samples = [draw_sample(own, self._slices[index], draw, sizes, np.random.default_rng(mask)) for index in chosen]
-        batch = to_tensors(samples, self._device)
-        self._kept.append(batch)
-        return batch
-
-
-def _rotated(image: Tensor, angle: float) -> Tensor:
-    """Return (slice, 2, y, x) times exp(i angle)."""
-    real, imag = image[:, 0], image[:, 1]
-    c, s = math.cos(angle), math.sin(angle)
-    return torch.stack((c * real - s * imag, s * real + c * imag), 1)
 
 
 def _average_gradients(network: UnrolledNetwork, n: int) -> None:
@@ -308,33 +332,54 @@ def _rate(progress: float) -> float:
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
 
 
+def _tell(state: State, sums: Tensor, batches: Batches | Pool) -> None:
+    """Print how far the run is."""
+    values = sums.tolist()
+    told = {
+        "minutes": round(state.seconds / 60, 2),
+        "step": state.step,
+        "loss": round(values[0] / max(values[3], 1), 4),
+        "against_classical": round(values[1] / max(values[3], 1), 4),
+        "gradient": round(values[2] / max(values[3], 1), 3),
+        "simulated": state.n_simulated,
+    }
+    if isinstance(batches, Pool):
+        told |= {"pool": len(batches), "workers": batches.n_workers}
+    print(json.dumps(told), flush=True)
+
+
 def _note(
-    state: State, settings: Settings, shape: Shape, sums: Array, validation: list[Sample], device: torch.device
+    state: State, settings: Settings, shape: Shape, sums: Tensor, validation: list[Sample], device: torch.device
 ) -> None:
-    """Validate with the running mean, add a line to the log, draw the curves, save the checkpoint."""
+    """Save the checkpoint, validate with the running mean, add a line to the log, draw the curves."""
     state.save(settings, shape)
     smooth = UnrolledNetwork(shape).to(device).eval()
     smooth.load_state_dict(state.ema)
     scores = validate(smooth, validation, device)
+    values = sums.tolist()
     row = {
         "minutes": round(state.seconds / 60, 2),
         "step": state.step,
-        "loss": round(sums[0] / max(sums[3], 1), 4),
-        "against_classical": round(sums[1] / max(sums[3], 1), 4),
-        "gradient": round(sums[2] / max(sums[3], 1), 3),
+        "loss": round(values[0] / max(values[3], 1), 4),
+        "against_classical": round(values[1] / max(values[3], 1), 4),
+        "gradient": round(values[2] / max(values[3], 1), 3),
         "psnr_r4": round(scores[0], 3),
         "psnr_r6": round(scores[1], 3),
         "psnr_one_coil_r2": round(scores[2], 3),
+        "kept_r4": round(scores[3], 3),
+        "kept_r6": round(scores[4], 3),
+        "kept_one_coil_r2": round(scores[5], 3),
     }
     path = state.out / "log.csv"
-    is_new = not path.exists() or state.step <= 1
+    is_new = not path.exists() or not state.step
     with path.open("w" if is_new else "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, row)
         if is_new:
             writer.writeheader()
         writer.writerow(row)
     print(json.dumps(row), flush=True)
-    draw_curves(path, state.out / "curves.png")
+    if state.seconds >= 60 * settings.minutes and find_spec("matplotlib"):
+        draw_curves(path, state.out / "curves.png")
 
 
 if __name__ == "__main__":

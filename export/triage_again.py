@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.triage_network import TriageNetwork
+from export.triage_network import WIDTHS, TriageNetwork
 from recon.arrays import Array
 
 SIZE_OF_WEIGHTS = 0.1  # root mean square of a convolution's weights: steps are as large relative to it as they were
@@ -29,7 +29,7 @@ def from_onnx(path: Path, planes: Tensor | None = None) -> TriageNetwork:
     """
     graph = onnx.load(str(path)).graph
     stored = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-    network = TriageNetwork()
+    network = TriageNetwork(_widths(stored))
     network.eval()
     pairs = [
         (sequence[0], sequence[1])
@@ -51,6 +51,15 @@ def from_onnx(path: Path, planes: Tensor | None = None) -> TriageNetwork:
         if planes is not None:
             _normalise(network, pairs, planes)
     return network
+
+
+def _widths(stored: dict[str, Array]) -> tuple[int, ...]:
+    """Return the widths, from the top, that the ways up lead through."""
+    found: list[int] = []
+    while (name := f"network.up.{len(found)}.weight") in stored:
+        found.append(stored[name].shape[0])
+    last = stored["network.leave.weight"].shape[0] if "network.leave.weight" in stored else 0
+    return (last, *found[::-1]) if found and last else WIDTHS
 
 
 def _fill(parameter: Tensor, value: Array) -> None:

@@ -12,6 +12,7 @@ from recon.arrays import Array
 from triage.preprocess import MAX_LEVEL
 
 BRAIN = 0.35  # of the median: brighter is tissue
+MOST_DISEASED = 0.08  # of a plane's tissue, by rims of ventricles
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], n: int) -> Array:
@@ -95,6 +96,49 @@ def decoy(rng: np.random.Generator, image: Array, outline: Array) -> Array:
     if rng.random() < 0.3:
         inside = outline & ~ndimage.binary_erosion(outline, iterations=int(rng.integers(1, 3)))
     return np.where(inside, again, image).astype(np.float32)
+
+
+def add_white_matter_disease(rng: np.random.Generator, image: Array) -> Array:
+    """Return a FLAIR plane with what small vessels or plaques leave: rims of the ventricles and spots, on both sides.
+
+    Bright on either side alike, but for noise; that is what an infarct is not.
+    """
+    tissue = (image > BRAIN) & (ndimage.uniform_filter(image, 5) > BRAIN)
+    inside = ndimage.binary_fill_holes(image > 0.12)
+    depth = ndimage.distance_transform_edt(inside)
+    deep = depth > 0.45 * depth.max()
+    fluid = ndimage.binary_opening((image < 0.5) & deep)
+    noise = smooth_noise(rng, image.shape, int(rng.integers(4, 14)))
+    both = 0.75 * (noise + noise[:, ::-1]) + rng.uniform(0, 0.8) * smooth_noise(rng, image.shape, 8)
+    level = np.zeros(image.shape, np.float32)
+    if fluid.sum() > 40 and rng.random() < 0.8:
+        away = ndimage.distance_transform_edt(~fluid)
+        reach = rng.uniform(1.5, 9) * np.exp(0.5 * both)
+        level = np.clip((reach - away) / rng.uniform(1, 3), 0, 1)
+        if (level[tissue] > 0.5).sum() > MOST_DISEASED * tissue.sum():  # cisterns, not ventricles
+            level = np.zeros_like(level)
+    if rng.random() < 0.6:
+        n = int(rng.integers(1, 14))
+        y, x = np.nonzero(tissue & (depth > 12))
+        if len(y):
+            chosen = rng.integers(len(y), size=n)
+            spots = np.zeros(image.shape, np.float32)
+            for row, column in zip(y[chosen], x[chosen], strict=True):
+                _spot(spots, rng, row, column)
+                if rng.random() < 0.5:
+                    _spot(spots, rng, row + rng.normal(0, 4), image.shape[1] - 1 - column + rng.normal(0, 4))
+            level = np.maximum(level, spots)
+    level = ndimage.gaussian_filter(np.where(tissue & (depth > 6), level, 0), rng.uniform(0.6, 1.2))
+    return (image * (1 + rng.uniform(0.15, 0.9) * level)).astype(np.float32)
+
+
+def _spot(level: Array, rng: np.random.Generator, row: float, column: float) -> None:
+    """Put a blurred ellipse of 2 to 8 mm where there is none."""
+    y, x = (np.arange(n, dtype=np.float32) for n in level.shape)
+    a, (high, wide) = rng.uniform(0, np.pi), rng.uniform(1.0, 4.0, 2)
+    dy, dx = (y - row)[:, None], x - column
+    along, across = dy * np.cos(a) + dx * np.sin(a), dx * np.cos(a) - dy * np.sin(a)
+    np.maximum(level, np.clip(1.5 - np.sqrt((along / high) ** 2 + (across / wide) ** 2), 0, 1), out=level)
 
 
 def look(rng: np.random.Generator, image: Array) -> Array:

@@ -23,6 +23,7 @@ from export.triage_images import Plane, load
 from export.triage_likeness import fit_likeness
 from export.triage_onnx import check_triage, open_triage, write_triage
 from export.triage_page import write_page
+from export.triage_pool import is_training
 from export.triage_statistics import (
     EXAM_SPECIFICITY,
     auc,
@@ -36,7 +37,7 @@ from export.triage_statistics import (
     summary,
     words,
 )
-from export.triage_train import is_training, load_triage
+from export.triage_train import load_triage
 from export.triage_validation import Cases, evaluate, held_out, visibility
 from recon.arrays import Array
 from triage.card import CALIBRATION, EVIDENCE

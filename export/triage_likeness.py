@@ -10,7 +10,7 @@ from export.triage_augment import look
 from export.triage_images import Plane
 from export.triage_lesions import blob
 from export.triage_onnx import run_triage
-from export.triage_train import is_training
+from export.triage_pool import is_training
 from export.triage_validation import HEAD_CONTRASTS, made_of
 from recon.arrays import Array
 from recon.scan import Geometry

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 WIDTHS = (16, 32, 64, 96, 96)
+WIDE = (24, 48, 96, 128, 128)  # for long training on a GPU
 PRIOR = -4.0  # logit of a pixel at the start: lesions are rare
 
 
@@ -33,11 +35,14 @@ def _convolution(n_in: int, n_out: int) -> nn.Sequential:
 
 
 class TriageNetwork(nn.Module):
-    """Planes (n, 2, y, x), sides multiples of 32, to lesion logits (n, 1, y, x) and features of the whole (n, k)."""
+    """Planes (n, 2, y, x), sides multiples of 32, to lesion logits (n, 1, y, x) and features of the whole (n, k).
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS) -> None:
+    dropout: share of the deepest features that are left out in training.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS, dropout: float = 0.0) -> None:
         super().__init__()
-        self.widths = widths
+        self.widths, self.dropout = widths, dropout
         first = widths[0]
         self.enter = nn.Sequential(nn.Conv2d(2, first, 4, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
         self.down = nn.ModuleList(Block(a, b) for a, b in zip((first, *widths), widths, strict=False))
@@ -57,6 +62,8 @@ class TriageNetwork(nn.Module):
             x = block(x if number == 0 else torch.max_pool2d(x, 2))
             kept.append(x)
         features = x.mean((2, 3))
+        if self.training and self.dropout:
+            x = functional.dropout2d(x, self.dropout)
         present = self.whole(torch.cat((features, x.amax((2, 3))), 1))
         for up, join, skip in zip(self.up, self.join, kept[-2::-1], strict=True):
             x = join(torch.cat((up(x), skip), 1))

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+from scipy import ndimage
 
-from export.triage_augment import add_skull, decoy, is_stripped, look, move, paste
+from export.triage_augment import (
+    add_skull,
+    add_white_matter_disease,
+    decoy,
+    is_stripped,
+    look,
+    move,
+    paste,
+)
 from export.triage_images import Plane
 from export.triage_lesions import (
     coarsen,
@@ -67,19 +76,25 @@ def finish(rng: np.random.Generator, image: Array, mask: Array) -> Example:
     return Example(look(rng, image), mask)
 
 
+PLAQUES = "msLong"  # subjects with multiple sclerosis
+
+
 class Infarct:
     """FLAIR: stroke patients' own lesions, also put into other planes or drawn there after their shapes at any height;
     heads without one, or with another finding."""
 
     SHARES: ClassVar[dict[str, float]] = {
         "with": 0.40,
-        "without": 0.32,
-        "heads-with": 0.09,
-        "heads-without": 0.09,
-        "brain": 0.10,
+        "without": 0.30,
+        "heads-with": 0.07,
+        "heads-without": 0.07,
+        "brain": 0.06,
+        "plaques": 0.10,
     }
-    PASTE: ClassVar[dict[str, float]] = {"without": 0.3, "heads-without": 0.3, "brain": 0.4}
+    PASTE: ClassVar[dict[str, float]] = {"without": 0.3, "heads-without": 0.3, "brain": 0.4, "plaques": 0.2}
     DRAWN = 0.4  # of what is put into planes
+    DISEASED: ClassVar[dict[str, float]] = {"with": 0.12, "plaques": 0.1}  # white matter; others:
+    MOSTLY_DISEASED = 0.25
 
     def kind(self, plane: Plane) -> str:
         """Return the side of the question that a plane stands for."""
@@ -92,7 +107,9 @@ class Infarct:
             return "with" if plane.mask.any() else "without"
         if label.source == "heads":
             return "heads-with" if label.finding == "infarct" and plane.mask.any() else "heads-without"
-        return "brain" if label.source == "brain" else ""
+        if label.source == "brain":
+            return "plaques" if label.group.startswith(PLAQUES) else "brain"
+        return ""
 
     def draw(self, rng: np.random.Generator, pool: Planes) -> Example:
         """Return one example."""
@@ -100,6 +117,9 @@ class Infarct:
         plane = pool.draw(rng, kind)
         image = plane.image.astype(np.float32)
         mask = plane.mask if kind.endswith("with") else np.zeros_like(plane.mask)
+        if rng.random() < self.DISEASED.get(kind, self.MOSTLY_DISEASED):
+            diseased = add_white_matter_disease(rng, image)
+            image = np.where(ndimage.binary_dilation(mask, iterations=2), image, diseased)
         if rng.random() < DECOY_SHARE:
             image = decoy(rng, image, pool.draw(rng, "with").mask)
         if rng.random() < self.PASTE.get(kind, 0.0):
@@ -115,13 +135,16 @@ class Infarct:
 GLIOMA = "tcgaFG6692"  # the one volume of a patient with a tumour
 
 
+MORE_GLIOMAS = 0.5  # of the other tumours are drawn again: gliomas are harder, and all the harder without uptake
+
+
 class Mass:
     """Post-contrast T1w: patients' tumours. Those, T1w, T2w and FLAIR: simulated ones in other heads, and none."""
 
     SHARES: ClassVar[dict[str, float]] = {
         "with": 0.42,
         "t1ce": 0.08,
-        "t1": 0.12,
+        "t1": 0.16,
         "t2": 0.12,
         "flair": 0.10,
         "stroke": 0.06,
@@ -152,6 +175,8 @@ class Mass:
         """Return one example."""
         kind = choose(rng, pool, self.SHARES)
         plane = pool.draw(rng, kind)
+        if kind == "with" and plane.label.finding != "glioma" and rng.random() < MORE_GLIOMAS:
+            plane = pool.draw(rng, kind)
         contrast = plane.label.contrast if plane.label.contrast in ("t1", "t1ce", "t2") else "flair"
         image = plane.image.astype(np.float32)
         mask = plane.mask if kind.endswith("with") else np.zeros_like(plane.mask)

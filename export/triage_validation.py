@@ -19,7 +19,7 @@ from export.triage_augment import look, move, paste
 from export.triage_images import Plane, load
 from export.triage_lesions import coarsen, insert_bleed, insert_infarct, insert_mass, to_diffusion, to_gradient_echo
 from export.triage_onnx import run_triage
-from export.triage_train import MIN_AREA, is_training
+from export.triage_pool import MIN_AREA, is_training
 from recon.arrays import Array
 from triage.preprocess import SIZE
 from triage.score import plane_scores, probabilities

@@ -62,6 +62,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "threadpoolctl": {
         "edge.chain",
         "edge.triage_process",
+        "export.batches",
         "export.calibrate_quality",
         "export.measurements",
         "export.train",

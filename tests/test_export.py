@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ import torch
 from edge.model import MODEL, RECONSTRUCTION
 from edge.supply import Supply
 from export import quantise, train, validation
+from export.batches import Pool, Source, mirrored
 from export.muon import Muon, _orthogonal
 from export.network import Encoding, Shape, UnrolledNetwork, solve
-from export.onnx import check_parity, load_onnx, main, to_half, write_onnx
+from export.objective import unmeasured
+from export.onnx import check_parity, main, to_half, write_onnx
+from export.shipped import load_onnx
 from export.simulated import draw_sample
-from export.validation import to_tensors
+from export.validation import join, to_tensors
 from recon.errors import ModelError
 from recon.unrolled import INPUTS
 from tests.fake_network import normal
@@ -65,9 +69,9 @@ def test_what_counts_is_the_error_in_lines_that_were_not_measured() -> None:
     inputs, target = to_tensors(sample, torch.device("cpu"))
     encoding = Encoding(*inputs[2:8])
     right_where_measured = target + 0.1 * encoding.normal(torch.randn_like(target))
-    error = train.unmeasured(encoding, right_where_measured, target) - target
+    error = unmeasured(encoding, right_where_measured, target) - target
     assert (error.norm() / (right_where_measured - target).norm()).item() < 0.9
-    torch.testing.assert_close(train.unmeasured(encoding, target, target), target)
+    torch.testing.assert_close(unmeasured(encoding, target, target), target)
 
 
 def test_onnx_computes_what_pytorch_does_and_gives_the_weights_back(tmp_path: Path) -> None:
@@ -183,6 +187,87 @@ def test_the_interval_of_a_loss_knows_whose_scans_they_are() -> None:
     assert quantise._interval([0.3, 0.3], ["a", "b"]) == pytest.approx((0.3, 0.3))
 
 
+def test_a_batch_is_its_scans_even_where_they_keep_different_numbers_of_coils() -> None:
+    draw = replace(PLAIN, coils=(4,), n_columns=48)
+    samples = [
+        draw_sample(np.random.default_rng(seed), disc(), draw, (96, 96), np.random.default_rng(0)) for seed in (1, 2, 3)
+    ]
+    few = samples[0].prepared.inputs
+    few = few | {"coarse": few["coarse"][:, :, :, :2]}
+    samples[0] = replace(samples[0], prepared=replace(samples[0].prepared, inputs=few))
+    made = network()
+    inputs, target = to_tensors(samples, torch.device("cpu"))
+    with torch.no_grad():
+        together = made(*inputs)
+        for index, sample in enumerate(samples):
+            alone, own = to_tensors(sample, torch.device("cpu"))
+            torch.testing.assert_close(together[index : index + 1], made(*alone), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(target[index : index + 1], own)
+
+
+@pytest.mark.parametrize("lattice", [0.0, 1.0])
+def test_a_mirrored_scan_is_a_scan(lattice: float) -> None:
+    draw = replace(PLAIN, coils=(4,), n_columns=48, lattice_share=lattice, accelerations=(3,))
+    inputs, target = to_tensors(draw_sample(np.random.default_rng(1), disc(), draw, (96, 96)), torch.device("cpu"))
+    other, mirror = mirrored(list(inputs), target)
+    wanted = Encoding(*inputs[2:8]).normal(target).flip(-1)
+    torch.testing.assert_close(Encoding(*other[2:8]).normal(mirror), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other[0], inputs[0].flip(-1))
+    assert (inputs[2].shape[2] > 1) == (lattice > 0)
+
+
+def test_workers_hand_over_what_they_simulate_and_end() -> None:
+    source = Source([disc()], 2, 5)
+    pool = Pool(source, 2, 40, False)
+    processes = [process for _, process in pool._workers.values()]
+    try:
+        pool.fill(3, torch.device("cpu"))
+        found = {tuple(target.shape): target for _, target in pool._kept}
+        common = np.random.default_rng([5, 40])
+        wanted = torch.from_numpy(join(source.draw(40, 0, False, common))[-1])
+        torch.testing.assert_close(found[tuple(wanted.shape)], wanted)
+        inputs, target = pool.draw(0, False)
+        assert len(target) == 2
+        assert len(inputs) == len(INPUTS)
+        processes[0].kill()
+        processes[0].join()
+        while pool.n_workers == 2:  # found out when it is next asked
+            pool.draw(0, False)
+        pool.draw(0, False)
+    finally:
+        pool.close()
+    assert not any(process.is_alive() for process in processes)
+    with pytest.raises(RuntimeError, match="all processes"):
+        pool._gather(None)
+
+
+def test_a_run_with_workers_goes_on_from_a_shipped_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "load_slices", lambda folder, split, every=2: [disc()])
+    monkeypatch.setattr(validation, "load_slices", lambda folder, split, every=2: [disc()])
+    monkeypatch.setattr(validation, "N_VALIDATION", 3)
+    made = network()
+    (tmp_path / "shipped").mkdir()
+    shipped = tmp_path / "shipped" / "model.onnx"
+    write_onnx(made, draw_sample(np.random.default_rng(2), disc(), PLAIN), shipped)
+    (shipped.parent / "card.json").write_text(json.dumps({"training": {"stages": [{"steps": 3}]}}))
+    size = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(SMALL).items()]
+    common = ["--data", str(tmp_path), "--out", str(tmp_path / "run"), "--workers", "2", "--batch", "2"]
+    words = [*common, *size, "--minutes", "0.15", "--from", str(shipped)]
+    train.main([*words, "--rate", "0"])
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert content["step"] >= 1
+    assert content["simulated"] >= 2
+    assert content["history"] == [{"steps": 3}]
+    for name, value in made.state_dict().items():
+        torch.testing.assert_close(content["ema"][name], value, rtol=0, atol=1e-6)
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [0, content["step"]]
+    train.main([*common, *size, "--minutes", str(content["seconds"] / 60 + 0.15), "--resume"])
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] > content["step"]
+    with pytest.raises(ValueError, match="this run's is"):
+        train.main([*common, "--minutes", "0.1", "--from", str(shipped)])
+
+
 def test_muon_moves_layers_by_orthogonal_steps() -> None:
     matrices = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
     gram = _orthogonal(matrices) @ _orthogonal(matrices).mT
@@ -196,6 +281,36 @@ def test_muon_moves_layers_by_orthogonal_steps() -> None:
         optimiser.step()
     assert (weight - 0.05).abs().max().item() < 0.03
     assert (bias - 1).abs().item() < 0.2
+
+
+def test_muon_moves_many_parameters_together_as_it_would_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(6, 4, 3, 3), (6, 4, 3, 3), (8, 4, 2, 2), (6,), (12,), (), (9, 5)]
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    together = [torch.nn.Parameter(value.clone()) for value in values]
+    one_by_one = [torch.nn.Parameter(value.clone()) for value in values]
+    optimisers = [Muon(together, 1e-2), *(Muon([each], 1e-2) for each in one_by_one)]
+    expected = [value.clone() for value in values]
+    moments = [[torch.zeros_like(value) for value in values] for _ in range(2)]
+    for step in range(1, 6):
+        for index, value in enumerate(values):
+            gradient = torch.randn(value.shape, generator=generator)
+            together[index].grad, one_by_one[index].grad = gradient.clone(), gradient.clone()
+            first, second = (each[index] for each in moments)
+            if value.ndim == 4:
+                first.mul_(0.95).add_(gradient)
+                flat = (gradient + 0.95 * first).reshape(len(value), -1)
+                expected[index] -= 1e-2 * 0.2 * max(flat.shape) ** 0.5 * _orthogonal(flat[None])[0].reshape(value.shape)
+            else:
+                first.lerp_(gradient, 0.1)
+                second.lerp_(gradient**2, 0.01)
+                size = (second / (1 - 0.99**step)).sqrt() + 1e-8
+                expected[index] -= 1e-2 * (10 if value.numel() < 8 else 1) * first / (1 - 0.9**step) / size
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, two, three in zip(together, one_by_one, expected, strict=True):
+        torch.testing.assert_close(one.data, three, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(two.data, three, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_learns_stops_in_time_goes_on_and_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from export.superres_data import Head, Pair, cut_k_space, draw_pair, make_thick,
 from export.superres_likeness import Known, fit  # noqa: E402
 from export.superres_network import Detail, Shape, SuperResolution  # noqa: E402
 from export.superres_onnx import check_superres, write_superres  # noqa: E402
-from export.superres_train import Patches, axes_of, inputs_of, objective, prepared  # noqa: E402
+from export.superres_pool import Planes, Pool, Workers, axes_of, prepared  # noqa: E402
+from export.superres_train import inputs_of, main, objective  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -58,10 +59,9 @@ def test_what_is_to_be_added_lies_outside_the_measurement(share_through: float) 
     rng = np.random.default_rng(4)
     for _ in range(3):
         pair = draw_pair(rng, [head()], share_through)
-        placed, phase, target = prepared(pair)
+        placed, target = prepared(pair)
         y, x = axes_of(pair)
         assert placed.shape == target.shape == pair.truth.shape == (y.size, x.size)
-        assert phase.shape == (2, *placed.shape)
         kept = y.basis[: y.size].T @ target @ x.basis[: x.size]
         assert np.linalg.norm(kept) < 1e-4 * np.linalg.norm(placed)
 
@@ -69,8 +69,9 @@ def test_what_is_to_be_added_lies_outside_the_measurement(share_through: float) 
 def test_it_begins_as_zero_filling_and_learns() -> None:
     torch.manual_seed(0)
     network = Detail(Shape(8, 8, 8))
-    patches = Patches([head()], 0, 0)
-    batch = tuple(each[:2] for each in patches.draw())
+    pool = Pool(40, torch.device("cpu"))
+    pool.put([Planes([head()], (0,), None).next()])
+    batch = pool.draw(2)
     assert not network(*batch[:3]).any()
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
@@ -81,6 +82,53 @@ def test_it_begins_as_zero_filling_and_learns() -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.98 * losses[0]
+
+
+def test_a_pool_keeps_the_last_and_turns_image_phases_and_target_together() -> None:
+    torch.manual_seed(0)
+    pool, side = Pool(5, torch.device("cpu")), np.arange(96.0)
+    for value in (9, 1, 2):  # the first is gone when three blocks of two patches have come
+        images = np.broadcast_to(value + side[:, None] / 100, (2, 2, 96, 96)).astype(np.float16)
+        phases = np.stack((np.full(96, 0.25), np.full(96, 0.5)))[None].repeat(2, 0).astype(np.float16)
+        pool.put([(images, phases, np.tile(np.float32([0.01, 4.0, 1.0]), (2, 1)))])
+    assert len(pool) == 5
+    placed, phases, noise, targets, missed = pool.draw(64)
+    assert placed.shape == targets.shape == (64, 1, 96, 96)
+    assert phases.shape == (64, 2, 96, 96)
+    torch.testing.assert_close(noise, torch.full((64, 1, 1, 1), 0.01))
+    torch.testing.assert_close(missed, torch.full((64,), 4.0))
+    turned = placed[:, 0, 0, -1] - placed[:, 0, 0, 0] > 0.5
+    assert 16 < int(turned.sum()) < 48
+    torch.testing.assert_close(placed, targets)
+    assert (phases[turned, 0] == 0.5).all()
+    assert (phases[~turned, 0] == 0.25).all()
+
+
+def test_workers_make_planes_and_end() -> None:
+    workers = Workers(2, [head()], (3,), None)
+    try:
+        images, phases, about = workers.next()
+        assert images.shape[1:] == (2, 96, 96)
+        assert phases.shape[1:] == (2, 96)
+        assert about.shape == (len(images), 3)
+        assert images.dtype == np.float16
+    finally:
+        workers.close()
+    with pytest.raises(RuntimeError, match="no plane"):
+        workers.next()
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (DATA / "brain" / "index.csv").is_file(), reason="the data folder is not there")
+def test_training_begins_and_goes_on(tmp_path: Path) -> None:
+    arguments = ["--data", str(DATA), "--out", str(tmp_path), "--workers", "1"]
+    main([*arguments, "--minutes", "0.001"])
+    first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    main([*arguments, "--minutes", str(first["seconds"] / 60 + 0.001), "--resume"])
+    second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert second["step"] > first["step"]
+    assert second["seconds"] > first["seconds"]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
 
 
 def test_the_exported_graph_is_the_network_and_projects(tmp_path: Path) -> None:

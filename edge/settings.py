@@ -84,13 +84,14 @@ class SuperResolutionSettings:
 
     `thin_slices`: how many thinner ones are made of each thick slice, 1 for none. `style`: strength of the 7 T style
     that is rendered beside it, 0 for none. `model`: another network's folder ("" is the one that comes with this
-    version).
+    version). `backend`: what runs it; the CPU unless another is named, as a GPU has no lowest priority to run it at.
     """
 
     enabled: bool = False
     thin_slices: int = 1
     style: float = 0.0
     model: str = ""
+    backend: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -263,6 +264,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES = {
     "worker.method": METHODS,
     "network.backend": BACKENDS,
+    "super_resolution.backend": BACKENDS,
     "network.precision": PRECISIONS,
     "alerts.identifiers": IDENTIFIERS,
     "security.curve": ("elsewhere", "always"),

@@ -42,7 +42,9 @@ class Process:
         self._choice = Choice(settings["n_thin"], settings["style"])
         self._refiner: Refiner | ModelError | BackendError
         try:
-            self._refiner = open_refiner(Path(settings["model"] or SUPER_RESOLUTION))
+            self._refiner = open_refiner(
+                Path(settings["model"] or SUPER_RESOLUTION), settings["backend"], Path(settings["engines"])
+            )
         except (ModelError, BackendError) as error:
             log.warning("super-resolution not available code=%s", error.code)
             self._refiner = error

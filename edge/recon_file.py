@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge.chain import Chain
-from edge.exam_triage import open_triage
+from edge.exam_triage import open_triage, triage_scan
 from edge.header import read_header
 from edge.model import PRECISIONS, RECONSTRUCTION
 from edge.mrd import Readout, next_message, read_acquisition
@@ -179,8 +179,8 @@ def reconstruct_file(
         network=None if supply is None else supply.network(),
         no_network=no_network,
         device=None if supply is None else supply.arrays,
-        triage=open_triage(asdict(TriageSettings())),
     )
+    triage = open_triage(asdict(TriageSettings()))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:
@@ -188,7 +188,7 @@ def reconstruct_file(
         for readout in readouts(raw):
             chain.feed(readout)
             progress.advance(task)
-        report = chain.finish("complete", "", lambda: readouts(raw))
+        report = triage_scan(triage, chain.results, chain.finish("complete", "", lambda: readouts(raw)))
         if finer is not None:
             task = progress.add_task("super-resolution", total=None)
             report |= {

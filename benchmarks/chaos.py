@@ -1,10 +1,11 @@
 """Is an alert lost, or acted on twice, whatever happens? `python -m benchmarks.chaos --faults 100`.
 
 Scanners stream tiny scans into one daemon, every scan is flagged (`benchmarks.flagging`), and a desk answers: most
-alerts at once, some only after they were escalated. Meanwhile faults come at random: kill -9 of daemon and worker, both
-stopped for a while, the wall clock stepped by up to a year, clients that leave, subscribers that read nothing, a torn
-spool, a full disk, an archive that dies or hangs, a receiver of DICOM that is killed while a scanner sends series, a
-triage network with a byte changed. At the end all of it is counted. Prints one JSON record; exit code 1 where anything
+alerts at once, some only after they were escalated. Meanwhile faults come at random: kill -9 of daemon, worker and
+triage, each stopped for a while, the wall clock stepped by up to a year, clients that leave, subscribers that read
+nothing, a torn spool, a full disk, an archive that dies or hangs, a receiver of DICOM that is killed while a scanner
+sends series, a triage network with a byte changed. With --retention the disk is always too full, so that whatever was
+delivered and answered is deleted. At the end all of it is counted. Prints one JSON record; exit code 1 where anything
 was lost.
 
 Clock steps need gcc, a full disk the right to mount a tmpfs, archive and series dcmtk; without, these faults are left
@@ -48,10 +49,12 @@ from benchmarks.chaos_world import (
     free_port,
     rows,
 )
+from benchmarks.flagging import DELETED, OPEN_ALERTS
 from benchmarks.record import make_record, write_record
 from benchmarks.sender import encode_scan
 from edge.audit import TRAIL, Head, verify
 from edge.client import AlertClient
+from edge.incoming import FOLDER
 from edge.ledger import read_note
 from edge.model import MODEL
 from edge.rawfile import open_raw
@@ -61,12 +64,15 @@ from recon.protocol import Protocol
 
 DEADLINE_S = 2.0
 _DRAIN_S = 300.0
+_DELETING_S = 15.0  # longer than between two looks at the disk
 _LONGEST_PAUSE_S = 30.0
 _WEIGHTS = {
     "daemon killed": 3,
     "worker killed": 3,
+    "triage killed": 3,
     "daemon stopped for a while": 4,
     "worker stopped for a while": 4,
+    "triage stopped for a while": 3,
     "wall clock stepped": 8,
     "desk disconnected": 8,
     "dead subscriber": 4,
@@ -78,7 +84,7 @@ _WEIGHTS = {
     "triage network corrupt": 1,
 }
 _DICOM = {"archive dead for a while", "archive hung for a while", "receiver of series killed"}
-_CONFIG = f"""
+_CONFIG = """
 [worker]
 method = "sense"
 timeout_s = 30.0
@@ -86,18 +92,19 @@ timeout_s = 30.0
 infarct = false
 haemorrhage = false
 mass = false
-models = "%s"
+models = "{models}"
 [events]
 keep = 10000000
 heartbeat_s = 1.0
 [alerts]
 groups = ["first", "second", "third"]
-deadline_s = {DEADLINE_S}
+deadline_s = {deadline_s}
 resend_s = 0.5
 [disk]
 min_free_mib = 0
-keep_free_mib = 0
+keep_free_mib = {keep_free_mib}
 """
+_ALWAYS_FULL_MIB = 1 << 30
 _DICOM_CONFIG = """
 [pacs]
 host = "127.0.0.1"
@@ -120,12 +127,15 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=50, metavar="N", help="how many (%(default)s)")
     parser.add_argument("--scanners", type=int, default=2, metavar="N", help="at once (%(default)s)")
     parser.add_argument("--worlds", type=int, default=1, metavar="N", help="daemons side by side (%(default)s)")
+    parser.add_argument("--retention", action="store_true", help="delete what was delivered; needs dcmtk")
     parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="no further fault after so long")
     parser.add_argument("--seed", type=int, default=0, help="of kinds and moments (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record here")
     args = parser.parse_args()
+    if args.retention and not is_here():
+        raise SystemExit("--retention needs an archive: apt install dcmtk")
     results = run(args) if args.worlds == 1 else run_worlds(args)
-    names = ("faults", "worlds", "scanners", "seed")
+    names = ("faults", "worlds", "scanners", "seed", "retention")
     settings = {**{name: getattr(args, name) for name in names}, "deadline_s": DEADLINE_S}
     write_record(make_record("chaos", settings, results), args.json)
     if any(results["lost"].values()):
@@ -145,6 +155,7 @@ def run_worlds(args: argparse.Namespace) -> dict[str, Any]:
             options = {"--faults": n_faults, "--scanners": args.scanners, "--seconds": args.seconds}
             options |= {"--seed": args.seed + number, "--json": record}
             words = [str(word) for option in options.items() for word in option]
+            words += ["--retention"] if args.retention else []
             running.append(subprocess.Popen([sys.executable, "-m", "benchmarks.chaos", *words]))
         for process in running:
             process.wait()
@@ -175,7 +186,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         config = folder / "scanside.toml"
         models = folder / "models"
         shutil.copytree(TRIAGE / "infarct", models / "infarct")
-        config.write_text(_CONFIG % models)
+        keep_free_mib = _ALWAYS_FULL_MIB if args.retention else 0
+        config.write_text(_CONFIG.format(models=models, deadline_s=DEADLINE_S, keep_free_mib=keep_free_mib))
         archive = port = None
         if is_here():
             port = free_port()
@@ -212,6 +224,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             modality.stop()
         desk.answer_all.set()
         drained = _drain(state, supervisor)
+        if args.retention:
+            time.sleep(_DELETING_S)
         with AlertClient(supervisor.alerts, "auditor") as client:
             unhealed = ear.heal(client)
         for each in (desk, ear):
@@ -240,7 +254,7 @@ class World:
     disk: Path | None
     archive: Archive | None
     model: Path
-    n_taken: int = 0  # corrupt networks that no worker refused
+    n_taken: int = 0  # corrupt networks that nobody refused
     counts: Counter[str] = field(default_factory=Counter)
     stops: list[tuple[float, float]] = field(default_factory=list)
     deaf: list[zmq.Socket[bytes]] = field(default_factory=list)
@@ -266,8 +280,10 @@ class World:
         faults: dict[str, Callable[[], None]] = {
             "daemon killed": self._kill_daemon,
             "worker killed": self._kill_worker,
+            "triage killed": self._kill_triage,
             "daemon stopped for a while": self._stop_daemon,
-            "worker stopped for a while": self._stop_worker,
+            "worker stopped for a while": lambda: self._stop("edge.worker"),
+            "triage stopped for a while": lambda: self._stop("edge.triage_process"),
             "wall clock stepped": self._step_clock,
             "desk disconnected": self.desk.reconnect.set,
             "dead subscriber": self._add_deaf,
@@ -290,13 +306,13 @@ class World:
         self.supervisor.wait_until_up().kill()
 
     def _kill_worker(self) -> None:
-        self._signal_worker(signal.SIGKILL)
+        self._signal("edge.worker", signal.SIGKILL)
+
+    def _kill_triage(self) -> None:
+        self._signal("edge.triage_process", signal.SIGKILL)
 
     def _kill_receiver(self) -> None:
-        pid = self.supervisor.wait_until_up().child_pid("edge.incoming_process")
-        if pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._signal("edge.incoming_process", signal.SIGKILL)
 
     def _kill_archive(self) -> None:
         assert self.archive is not None
@@ -309,24 +325,24 @@ class World:
         self.archive.hang(self.rng.random() * 3.0)
 
     def _spoil_model(self) -> None:
-        """Change one byte of a network, have the worker start with it, and put the byte back once it was refused."""
+        """Change one byte of a network, have triage start with it, and put the byte back once it was refused."""
         path = self.model / MODEL
         n_before = self._n_refused()
         at = self.rng.randrange(path.stat().st_size)
         _flip(path, at)
-        self._kill_worker()
+        self._kill_triage()
         until = time.monotonic() + 60.0
         while self._n_refused() == n_before and time.monotonic() < until:
             time.sleep(0.1)
         self.n_taken += self._n_refused() == n_before
         _flip(path, at)
-        self._kill_worker()
+        self._kill_triage()
 
     def _n_refused(self) -> int:
         return self.supervisor.log.read_bytes().count(b"triage network not available")
 
-    def _signal_worker(self, number: int) -> int | None:
-        pid = self.supervisor.wait_until_up().worker_pid()
+    def _signal(self, module: str, number: int) -> int | None:
+        pid = self.supervisor.wait_until_up().child_pid(module)
         if pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -341,8 +357,8 @@ class World:
             os.kill(pid, signal.SIGCONT)
         self.stops.append((begun, boot_s()))
 
-    def _stop_worker(self) -> None:
-        pid = self._signal_worker(signal.SIGSTOP)
+    def _stop(self, module: str) -> None:
+        pid = self._signal(module, signal.SIGSTOP)
         time.sleep(self.rng.random() * 2.0)
         if pid is not None:
             with suppress(ProcessLookupError):
@@ -412,18 +428,20 @@ def count(
         scan_id: (what, ending) for scan_id, what, ending in rows(state, "SELECT scan_id, state, ending FROM scans")
     }
     alerts = rows(state, "SELECT alert_id, scan_id, acknowledged_at FROM alerts")
+    series = {event["scan_id"] for event in happened if event["kind"] == "scan.started" and event.get("source")}
     whole = {path.parent.name for path in state.glob("spool/*/state.json") if b'"complete"' in path.read_bytes()}
+    whole |= {scan_id for scan_id, (_, ending) in scans.items() if ending == "complete"} - series
     with_alert = {scan_id for _, scan_id, _ in alerts}
     raised = Counter(event["alert_id"] for event in happened if event["kind"] == "alert")
     taken = Counter(event["alert_id"] for event in happened if event["kind"] == "alert.acknowledged")
     done = {scan_id for scan_id, (what, _) in scans.items() if what == "done"}
-    series = {path.name for path in state.glob("incoming/[!.]*")}
-    n_triaged = sum(n for (n,) in rows(state, "SELECT n_triaged FROM incoming"))
-    delivered = {
-        str(dcmread(state / "results" / key, stop_before_pixels=True).SOPInstanceUID)
-        for (key,) in rows(state, "SELECT key FROM deliveries WHERE state = 'delivered'")
-    }
+    triaged = [event for event in happened if event["kind"] == "scan.done" and event["scan_id"] in series]
+    n_triaged = sum({event["scan_id"]: event["objects"] for event in triaged}.values())
+    delivered = {_uid(state, key) for (key,) in rows(state, "SELECT key FROM deliveries WHERE state = 'delivered'")}
     kept = world.archive.instances() if world.archive else set()
+    deleted = {scan_id for (scan_id,) in rows(state, "SELECT scan_id FROM deleted")}
+    gone = {name for name in scans if not (state / "spool" / name).exists() and not (state / FOLDER / name).exists()}
+    is_open = {path.parent.name for path in state.glob(f"{DELETED}/*/{OPEN_ALERTS}") if path.read_text() != "0"}
     seqs = [event["seq"] for event in happened]
     lateness = _lateness(desk, ear, supervisor, world)
     late = [seconds for seconds, _ in lateness]
@@ -445,6 +463,9 @@ def count(
         "faults in the audit trail": bool(verify(state / TRAIL, Head.from_text(note) if note else None)[1]),
         "objects of series answered for and not triaged": max(len(modality.answered) - n_triaged, 0) if modality else 0,
         "objects called delivered that the archive lacks": len(delivered - kept) if world.archive else 0,
+        "scans gone that nobody deleted": len(gone - deleted),
+        "scans deleted before the archive had them": sum(not _was_kept(state, scan_id, kept) for scan_id in gone),
+        "scans deleted with an open alert": len(gone & is_open),
         "objects given up": rows(state, "SELECT count(*) FROM deliveries WHERE state = 'dead'")[0][0],
         "corrupt networks taken": world.n_taken,
         "not at rest in the end": not drained,
@@ -455,6 +476,8 @@ def count(
         "scans_complete": len(whole),
         "scans_failed": sum(what == "failed" for what, _ in scans.values()),
         "series_done": len(done & series),
+        "scans_deleted": len(deleted - series),
+        "series_deleted": len(deleted & series),
         "objects_delivered": len(delivered),
         "alerts": len(alerts),
         "alert_messages_heard": desk.n_heard,
@@ -467,6 +490,23 @@ def count(
         "daemon_starts_refused": supervisor.n_failed_starts,
         "daemon_rss_mib_max": round(supervisor.rss_mib, 1),
     }
+
+
+def _uid(state: Path, key: str) -> str:
+    """Return the instance UID of an object that was sent, which may have been deleted since."""
+    path = state / "results" / key
+    return str(dcmread(path if path.exists() else state / DELETED / key, stop_before_pixels=True).SOPInstanceUID)
+
+
+def _was_kept(state: Path, scan_id: str, archive: set[str]) -> bool:
+    """Whether the archive has every object of a scan that was deleted."""
+    objects = {
+        str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+        for path in (state / DELETED / scan_id).rglob("*.dcm")
+    }
+    if not objects:  # of a series that could not be read
+        return not rows(state, f"SELECT 1 FROM deliveries WHERE key LIKE '{scan_id}/%'")
+    return objects <= archive
 
 
 def _lateness(desk: Desk, ear: Ear, supervisor: Supervisor, world: World) -> list[tuple[float, str]]:

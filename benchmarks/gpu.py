@@ -26,6 +26,7 @@ from benchmarks.record import make_record, write_record
 from edge.backends import trt
 from edge.model import MODEL, RECONSTRUCTION
 from edge.supply import Supply
+from recon.arrays import Array
 from recon.coils import estimate_maps
 from recon.engine import profile_of
 from recon.errors import BackendError
@@ -78,7 +79,10 @@ def measure(progress: Progress, matrix: int, n_coils: int, repeats: int) -> dict
             "PyTorch as a CUDA graph": (wanted, lambda: _torch(inputs, as_graph=True)),
             "ONNX Runtime CUDA": (wanted, lambda: _runtime(inputs)),
             "TensorRT engine": (wanted, lambda: _engine(inputs, Path(folder))),
-            "CuPy maps + classical + prepare": (inputs["classical"], lambda: _before(kspace)),
+            "CuPy maps + classical + prepare": (
+                inputs["classical"],
+                lambda: _before(kspace, inputs["classical"]),
+            ),
         }
         for name, (right, make) in progress.track(makers.items(), description="ways"):
             try:
@@ -161,8 +165,11 @@ def _engine(inputs: dict[str, Any], folder: Path) -> Way:
     return lambda: network.run(inputs)["image"]
 
 
-def _before(kspace: KSpace) -> Way:
-    """Return what comes before the network, on the device; its "image" is the classical one as the network gets it."""
+def _before(kspace: KSpace, wanted: Array) -> Way:
+    """Return what comes before the network, on the device; its "image" is the classical one as the network gets it.
+
+    The phase of an image is that of an eigenvector, which each library chooses: it is turned to that of `wanted`.
+    """
     try:
         import cupy
     except ImportError as error:
@@ -179,7 +186,10 @@ def _before(kspace: KSpace) -> Way:
             cupy.asarray(kspace.calibration),
         )
         maps = estimate_maps(placed.calibration, kspace.samples.shape[2])
-        return prepare(placed, maps, cg_sense(placed, maps)).inputs["classical"].get()
+        found = prepare(placed, maps, cg_sense(placed, maps)).inputs["classical"].get()
+        ours, theirs = (pairs[:, 0] + 1j * pairs[:, 1] for pairs in (found, wanted))
+        turned = ours * np.exp(-1j * np.angle(np.vdot(theirs, ours)))
+        return np.stack((turned.real, turned.imag), 1)
 
     return run
 

@@ -60,6 +60,14 @@ class EventLog:
                 if not self._changed.wait(max(0.0, until - time.monotonic())) and time.monotonic() >= until:
                     raise DeliveryError(f"the awaited event did not come within {timeout_s:g} s")
 
+    def wait_for(self, position: int, n: int, *kinds: str, timeout_s: float = 300.0) -> None:
+        """Return once `n` events of `kinds` came after `position`; raises DeliveryError where they do not come."""
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while sum(event.header["kind"] in kinds for event in self._events[position:]) < n:
+                if not self._changed.wait(max(0.0, until - time.monotonic())) and time.monotonic() >= until:
+                    raise DeliveryError(f"{n} awaited events did not come within {timeout_s:g} s")
+
     def close(self) -> None:
         """Stop listening."""
         self._is_closed = True
@@ -108,9 +116,12 @@ class MeasuredDaemon:
         self._folder.cleanup()
 
     def pids(self) -> dict[str, int]:
-        """Return the processes by name: "daemon", and "worker" where one runs."""
-        worker = self._process.worker_pid()
-        return {"daemon": self._process.pid, **({} if worker is None else {"worker": worker})}
+        """Return the processes by name: "daemon", "worker" ("worker 2" …) and "triage", where they run."""
+        found = {"daemon": self._process.pid}
+        for name, module in (("worker", "edge.worker"), ("triage", "edge.triage_process")):
+            for n, pid in enumerate(self._process.child_pids(module)):
+                found[f"{name} {n + 1}" if n else name] = pid
+        return found
 
 
 class MemoryWatch:

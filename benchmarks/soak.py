@@ -5,7 +5,8 @@ other. An image's time is from the sending of its last readout until the scanner
 is compared with the spool, every image and `scan.done` is counted, and the events' numbers must have no gap. Memory (of
 each process's own) is sampled every second. A clinical sequence reads some 20 lines a second, averaged over slices.
 
-Says how busy the processors were: where they were saturated, waiting is what they were asked for.
+Says how long findings came behind the verdict, and how busy the processors were: where they were saturated, waiting is
+what they were asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from recon.protocol import Protocol
 
 _EPILOG = """examples:
   python -m benchmarks.soak --json soak.json                 8 scanners for 10 minutes, after one for 3
+  python -m benchmarks.soak --workers 2 --json soak.json     and with two processes that reconstruct
   python -m benchmarks.soak --minutes 1 --alone 1 --rate 60  to see that it works
 
 Exit code 1: something was lost."""
@@ -46,6 +49,7 @@ def main() -> None:
     """Run both parts; print or write one JSON record."""
     parser = new_parser("soak", __doc__, _EPILOG)
     parser.add_argument("--scanners", type=int, default=8, metavar="N", help="at once (%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="that reconstruct (%(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="of all at once (%(default)g)")
     parser.add_argument("--alone", type=float, default=3.0, metavar="M", help="of one before them (%(default)g)")
     parser.add_argument("--rate", type=float, default=20.0, metavar="N", help="lines a second of each (%(default)g)")
@@ -81,22 +85,28 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         simulate_file(path, protocol)
         scan = encode_scan(open_raw(path))
-    settings = '[triage]\nmodels = "/nowhere"\n' if args.no_triage else ""
+    settings = f"[worker]\nprocesses = {args.workers}\n"
+    settings += '[triage]\nmodels = "/nowhere"\n' if args.no_triage else ""
     with MeasuredDaemon(settings) as daemon, new_progress() as progress:
         task = progress.add_task("scans", total=None)
 
         def tick() -> None:
             progress.advance(task)
 
-        send_scan(scan, HOST, daemon.port)  # the worker is ready, and pages are in memory
+        with ThreadPoolExecutor(args.workers) as pool:  # they are ready, and pages are in memory
+            list(pool.map(lambda _: send_scan(scan, HOST, daemon.port), range(args.workers)))
+        daemon.events.wait_for(0, args.workers, "scan.done")
         begin = daemon.events.position()
         alone = Shift(daemon, scan, 1, args.alone * 60, args.rate, tick)
         together = Shift(daemon, scan, args.scanners, args.minutes * 60, args.rate, tick)
+        with suppress(DeliveryError):  # what does not come is counted
+            daemon.events.wait_for(begin, len(alone.sent + together.sent), "scan.done", "scan.failed", timeout_s=60.0)
         time.sleep(1.0)
-        lost = _lost(daemon, scan, alone.sent + together.sent, begin)
-    names = ("scanners", "minutes", "alone", "rate", "acceleration", "no_triage", "quick")
+        lost = _lost(daemon, scan, alone.sent + together.sent, begin, args.workers)
+        triage_s = _triage_s(daemon, begin)
+    names = ("scanners", "workers", "minutes", "alone", "rate", "acceleration", "no_triage", "quick")
     about = {"readouts": scan.n_readouts, "bytes": scan.n_bytes, "images": len(scan.lasts)}
-    results = {"alone": alone.summary(), "together": together.summary(), "lost": lost}
+    results = {"alone": alone.summary(), "together": together.summary(), "triage_s": triage_s, "lost": lost}
     results["p95_ratio"] = {
         series: round(p95 / one, 2)
         for series, p95 in results["together"]["p95_s"].items()
@@ -116,7 +126,7 @@ class Shift:
         self._scan, self._failures = scan, Counter[str]()
         self._memory: dict[str, list[tuple[float, float]]] = {}
         self._done = threading.Event()
-        begun = time.monotonic()
+        begun, begin = time.monotonic(), daemon.events.position()
         cpu = _cpu_s(daemon.pids())
         watch = threading.Thread(target=self._watch, args=(daemon, begun), daemon=True)
         watch.start()
@@ -138,6 +148,7 @@ class Shift:
             thread.join()
         self._wall_s = time.monotonic() - begun
         self._cpu_s = {name: spent - cpu.get(name, 0.0) for name, spent in _cpu_s(daemon.pids()).items()}
+        self._images = [event.header for event in daemon.events.since(begin, "image")]
         self._done.set()
         watch.join()
 
@@ -153,9 +164,24 @@ class Shift:
             "problems": dict(self._failures + Counter(each.problem for each in self.sent if each.problem)),
             "images": {series: len(found) for series, found in waits.items()},
             **{f"p{q}_s": {name: round(float(np.percentile(v, q)), 3) for name, v in waits.items()} for q in (50, 95)},
+            "p95_parts_s": self._parts(),
             "busy_cores": {name: round(spent / self._wall_s, 2) for name, spent in self._cpu_s.items()},
             "cores": os.cpu_count(),
             "memory_mib": {name: _course(samples) for name, samples in self._memory.items()},
+        }
+
+    def _parts(self) -> dict[str, dict[str, float]]:
+        """Return for how long images waited for a worker, were made, and waited for the daemon, p95 by series."""
+        moments = ("spooled", "begun", "made", "sent")
+        rows: dict[str, list[list[float]]] = {}
+        for header in self._images:
+            at = header["moments_s"]
+            if at["spooled"] is not None:
+                rows.setdefault(header["series"], []).append([at[name] for name in moments])
+        names = ("wait", "make", "publish")
+        return {
+            series: dict(zip(names, np.percentile(np.diff(each), 95, axis=0).round(3).tolist(), strict=True))
+            for series, each in rows.items()
         }
 
     def _watch(self, daemon: MeasuredDaemon, begun: float) -> None:
@@ -177,8 +203,15 @@ def _course(samples: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _lost(daemon: MeasuredDaemon, scan: EncodedScan, sent: Sequence[Sent], begin: int) -> dict[str, int]:
-    """Return what is missing or other than what was sent."""
+def _triage_s(daemon: MeasuredDaemon, begin: int) -> dict[str, float]:
+    """Return for how long scans waited for their findings once they had a verdict."""
+    verdicts = {e.header["scan_id"]: e.at_s for e in daemon.events.since(begin, "quality") if not e.header.get("early")}
+    waits = [e.at_s - verdicts[e.header["scan_id"]] for e in daemon.events.since(begin, "findings")]
+    return {f"p{q}": round(float(np.percentile(waits, q)), 3) for q in (50, 95)} if waits else {}
+
+
+def _lost(daemon: MeasuredDaemon, scan: EncodedScan, sent: Sequence[Sent], begin: int, n_before: int) -> dict[str, int]:
+    """Return what is missing or other than what was sent. n_before: scans that nobody counts."""
     events = [event.header for event in daemon.events.since(begin)]
     done = [event for event in events if event["kind"] == "scan.done"]
     seqs = [event["seq"] for event in events]
@@ -190,7 +223,7 @@ def _lost(daemon: MeasuredDaemon, scan: EncodedScan, sent: Sequence[Sent], begin
         "scans not answered whole": sum(bool(each.problem) for each in sent),
         "images that did not come back": sum(len(each.missing(scan)) for each in sent),
         "streams other than what was sent": sum(each != wanted for each in spooled),
-        "streams missing": len(sent) + 1 - len(spooled),  # and the first, that nobody counts
+        "streams missing": len(sent) + n_before - len(spooled),
         "events missing": seqs[-1] - seqs[0] + 1 - len(seqs),
     }
 

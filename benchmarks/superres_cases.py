@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.scores import compare, head_mask, hfen, matched
+from export.slices import load_slices
 from export.superres_data import Head, cut_k_space, load_heads, make_thick
 from export.superres_likeness import simulated_slices
 from recon.arrays import Array
@@ -24,6 +25,7 @@ NOISE = 0.005  # of the image's scale, beside what the truth itself has
 CORRELATION = 0.5  # at the ring where a spectrum ends: half of each ring's structure is the truth's
 RING_WIDTH = 0.05  # of the highest measured frequency
 NAMES = {"T1w": "t1", "T1w-Gd": "t1ce", "T2w": "t2", "FLAIR": "flair", "PDw": "pd"}
+PATIENTS = {"stroke_flair": "FLAIR", "tumour_t1c": "T1w-Gd"}
 _SIDES = (((0, 1, 0), (0, 0, -1)), ((1, 0, 0), (0, 0, -1)), ((1, 0, 0), (0, 1, 0)))  # along a row, down a column: LPS
 RIDGE, PATCH, N_DIRECTIONS, STRENGTHS = 1e-3, 7, 8, (0.5, 0.8, 0.95)  # of the self-taught detail
 
@@ -35,7 +37,7 @@ class Case:
     name: str
     subject: str
     contrast: str
-    kind: str  # "real" or "simulated"
+    kind: str  # "real", "patients", "simulated" or "raw"
     truth: Array
     measured: Volume
     slice_axis: int | None = None  # of real heads, whose slices come as (x, y) of right, anterior, superior voxels
@@ -79,6 +81,22 @@ def simulated_cases(n_heads: int, noise: float = NOISE) -> Iterator[Case]:
         measured = np.stack([cut_k_space(rng, plane, noise) for plane in truth])
         volume = volume_of(measured, (5.0, 2 * spacing[0], 2 * spacing[1]))
         yield Case(f"simulated {name} {contrast}", name, contrast, "simulated", truth, volume)
+
+
+def patient_cases(data: Path, n_each: int, noise: float = NOISE) -> Iterator[Case]:
+    """Yield single slices of patients of two sets that no super-resolution training saw: strokes and tumours.
+
+    Both sets' makers resampled their slices: a spectrum that ends early leaves less to recover.
+    """
+    found = [each for split in ("val", "train") for each in load_slices(data, split)]
+    for source, contrast in PATIENTS.items():
+        own = [each for each in found if each.source == source]
+        for number, each in enumerate(own[:: max(1, len(own) // n_each)][:n_each]):
+            plane = each.pixels.astype(np.float32)
+            truth = _even(plane[None] / np.float32(np.percentile(plane, 99.5)))
+            measured = cut_k_space(np.random.default_rng([6, number]), truth[0], noise)[None]
+            volume = volume_of(measured, (5.0, 2 * each.spacing_mm[0], 2 * each.spacing_mm[1]))
+            yield Case(f"{source} {number} {contrast}", each.subject, contrast, "patients", truth, volume)
 
 
 def through_cases(data: Path, n_thin: int, most_slices: int, noise: float = NOISE) -> Iterator[Case]:

@@ -33,6 +33,7 @@ from recon.protocol import Protocol
 
 AXES = {"coils": [4, 8, 16, 32], "matrix": [128, 192, 256, 320], "slices": [2, 4, 8, 16]}
 QUICK_AXES = {"coils": [4, 8], "matrix": [96, 128], "slices": [1, 2]}
+_PROCESSES = ("daemon", "worker", "triage")
 _EPILOG = """examples:
   python -m benchmarks.throughput --json throughput.json --png throughput.png
   python -m benchmarks.throughput --scanners 1 16 --matrix 320 --scans 10
@@ -117,8 +118,9 @@ def sustain(daemon: MeasuredDaemon, scan: EncodedScan, n: int, scans: int, tick:
         return answers
 
     with MemoryWatch(daemon.pids) as memory, ThreadPoolExecutor(n) as pool:
-        begun_s = time.monotonic()
+        begin, begun_s = daemon.events.position(), time.monotonic()
         answers = [answer for each in pool.map(scanner, range(n)) for answer in each]
+        daemon.events.wait_for(begin, len(answers), "scan.done", "scan.failed")  # their findings, too
         wall_s = time.monotonic() - begun_s
     per_h = 3600 * len(answers) / wall_s
     return {
@@ -162,10 +164,10 @@ def power_law(points: Sequence[tuple[float, float]]) -> dict[str, float | None]:
 def _show(record: dict[str, Any]) -> None:
     console = Console(stderr=True, width=120)
     table = Table(title="one daemon, scanners that never pause")
-    for heading in ("scanners", "scans/h", "slices/h", "a scan, median s", "daemon MiB", "worker MiB"):
+    for heading in ("scanners", "scans/h", "slices/h", "a scan, median s", *(f"{name} MiB" for name in _PROCESSES)):
         table.add_column(heading, justify="right")
     for row in record["results"]["sustained"]:
-        memory = [f"{row['peak_mib'].get(name, 0):.0f}" for name in ("daemon", "worker")]
+        memory = [f"{row['peak_mib'].get(name, 0):.0f}" for name in _PROCESSES]
         words = (f"{row['scans_per_h']:.0f}", f"{row['slices_per_h']:.0f}", f"{row['scan']['p50_s']:.2f}")
         table.add_row(str(row["scanners"]), *words, *memory)
     console.print(table)
@@ -186,8 +188,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     notes = [f"{r['slices_per_h']:.0f} slices/h · {r['scans_per_h']:.0f} scans/h" for r in rows]
     memory: list[tuple[str, list[Segment]]] = []
     for r in rows:
-        daemon, worker = (r["peak_mib"].get(name, 0.0) for name in ("daemon", "worker"))
-        memory.append((counted(r["scanners"], "scanner"), stacked({"daemon": daemon, "worker": worker})))
+        peaks = {name: r["peak_mib"].get(name, 0.0) for name in _PROCESSES}
+        memory.append((counted(r["scanners"], "scanner"), stacked(peaks)))
     panels: list[ChartPanel] = [
         Bars("Sustained", rates, "slices/h", notes, legend=False),
         Bars("Memory of their own, peak", memory, "MiB", [f"{sum(p.length for p in m):.0f} MiB" for _, m in memory]),

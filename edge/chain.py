@@ -1,4 +1,4 @@
-"""One scan from its readouts to results on disk: assemble, reconstruct, volumes, DICOM, report.
+"""One scan from its readouts to results on disk: assemble, reconstruct, volumes, DICOM, report; triage reads it later.
 
 The worker and `scanside recon` both run this, so that a file and a live scan give the same images. What comes out
 depends on the order of the readouts alone, never on when they came: a scan replayed after a crash gives the same bits.
@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from edge.backends.device import Device
 from edge.clock import StageClock
-from edge.exam_triage import ExamTriage, triage_report
+from edge.exam_triage import unread_report
 from edge.intake import to_acquisition
 from edge.mrd import Readout
 from edge.results import Results
@@ -107,7 +107,6 @@ class Chain:
         no_network: str = "no trained network is installed",
         device: Device | None = None,
         max_scan_mib: int = 8192,
-        triage: ExamTriage | None = None,
         on_image: Callable[[SliceImage], None] = lambda image: None,
         on_fault: Callable[[dict[str, Any]], None] = lambda fault: None,
         may_make: Callable[[ImageKey], bool] = lambda key: True,
@@ -116,7 +115,6 @@ class Chain:
 
         network: what "auto" and "network" use; without one, `no_network` says why not, and "network" fails.
         device: where slices are reconstructed; None for the host.
-        triage: what looks for findings in the volumes; None: nothing does, and the report says so.
         on_image: called with each finished image. on_fault: with the fields of each early `quality` event.
         may_make: asked before each; False sets the image aside.
         """
@@ -137,7 +135,6 @@ class Chain:
         self._max_bytes = max_scan_mib << 20
         self._on_image = on_image
         self._may_make = may_make
-        self._triage = triage
         self._assembler = Assembler(self._scan, self._max_bytes)
         self._coils: dict[ImageKey, tuple[int, Sensitivities]] = {}
         self._unmeasured: deque[_Unmeasured] = deque()
@@ -187,7 +184,7 @@ class Chain:
         return False
 
     def finish(self, ending: str, reason: str, replay: Callable[[], Iterable[Readout]]) -> dict[str, Any]:
-        """Make what can still be made, write volumes and report, and return the report.
+        """Make what can still be made, write volumes and report, and return the report, which assesses nothing yet.
 
         ending: "complete" makes every image that has lines; after any other only whole slices stand.
         replay: gives the scan's readouts again, for images whose lines went on after they seemed complete.
@@ -206,8 +203,6 @@ class Chain:
         with self.clock.stage("write"):
             self._volumes.finish(lambda: verdict)
             self._results.write_quality_note(verdict)
-        with self.clock.stage("triage"):
-            triaged = triage_report(self._triage, self._results, verdict, ending)
         written = self._volumes.said
         if ending == "complete" and not self.n_images:
             raise AcquisitionError(f"no image could be made of {self.n_readouts} readouts: {self._main_fault()}")
@@ -222,7 +217,7 @@ class Chain:
             "n_images": self.n_images,
             "volumes": [written[index] for index in sorted(written)],
             "quality": quality_json(verdict),
-            **triaged,
+            **unread_report(),
             "stage_ms": self.clock.rounded(),
         }
         self._results.write_report(report)

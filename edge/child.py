@@ -65,12 +65,18 @@ class DaemonProcess:
         return self.child_pid("edge.worker")
 
     def child_pid(self, module: str) -> int | None:
-        """The daemon's process that runs a module, or None where there is none."""
+        """The daemon's process that runs a module, the first of several, or None where there is none."""
+        return next(iter(self.child_pids(module)), None)
+
+    def child_pids(self, module: str) -> list[int]:
+        """The daemon's processes that run a module."""
+        found: list[int] = []
         with suppress(OSError, ValueError):
             for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-                if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return int(child)
-        return None
+                with suppress(OSError):  # it may be ending
+                    if module.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                        found.append(int(child))
+        return found
 
     def kill(self) -> None:
         """End it as a power cut would: at once, whatever it is doing."""

@@ -1,4 +1,4 @@
-"""The worker process as the daemon sees it: started, fed with orders, listened to, killed when it hangs, replaced."""
+"""A process of the daemon's as it sees it: started, fed with orders, listened to, killed when it hangs, replaced."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _START_S = 120.0  # a worker that is still starting, on a busy machine, does not
 
 
 class Crew:
-    """Keeps one worker process alive.
+    """Keeps one worker process alive, the one that reconstructs or another `module`.
 
     on_report: called with each report and its payload. on_start: called when a fresh worker waits to be told of every
-    scan. on_death: called when one that had been told of them died or was killed, before the
-    next starts: one that dies earlier died of no scan.
+    scan. on_death: called when one that had been told of them died or was killed, before the next starts: one that dies
+    earlier died of no scan. on_false_start: called instead of it then, with how many in succession have.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Crew:
         on_start: Callable[[], None],
         on_death: Callable[[], None],
         module: str = "edge.worker",
+        on_false_start: Callable[[int], None] = lambda n: None,
     ) -> None:
         self.pid: int | None = None
         self._settings = settings
@@ -44,6 +45,8 @@ class Crew:
         self._on_start = on_start
         self._on_death = on_death
         self._module = module
+        self._on_false_start = on_false_start
+        self._n_false_starts = 0
         self._process: asyncio.subprocess.Process | None = None
         self._heard_at = time.monotonic()
         self._is_stopping = False
@@ -90,9 +93,12 @@ class Crew:
                 code, was_ready = await _end(process), self._is_ready
                 self._process, self.pid, self._is_ready = None, None, False
             if not self._is_stopping:
-                log.warning("worker ended code=%d; another is started", code)
+                log.warning("worker ended module=%s code=%d; another is started", self._module, code)
+                self._n_false_starts = 0 if was_ready else self._n_false_starts + 1
                 if was_ready:
                     self._on_death()
+                else:
+                    self._on_false_start(self._n_false_starts)
                 await asyncio.sleep(_RESTART_PAUSE_S)
 
     async def stop(self) -> None:
@@ -125,7 +131,7 @@ class Crew:
             await asyncio.sleep(min(1.0, self._timeout_s / 4))
             limit_s = self._timeout_s if self._is_ready else max(self._timeout_s, _START_S)
             if time.monotonic() - self._heard_at > limit_s:
-                log.warning("worker silent for %.0f s; it is killed", limit_s)
+                log.warning("worker silent module=%s for %.0f s; it is killed", self._module, limit_s)
                 with suppress(ProcessLookupError):
                     process.kill()
                 return

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from edge.alert import Times, alerts_of
-from edge.crew import Crew, Report
+from edge.alert import Times
+from edge.crew import Report
 from edge.exams import Exams
 from edge.front import Front, rules_of
 from edge.incoming import Incoming
+from edge.lanes import Lanes
 from edge.live import LiveScan, image_info, plane_fields
 from edge.mrd import Limits
 from edge.mrd_write import encode_image
@@ -29,11 +30,13 @@ from edge.pulse import Pulse
 from edge.refinery import JOBS
 from edge.reload import take_over
 from edge.retention import Retention
+from edge.scan_triage import ScanTriage
 from edge.server import MrdServer
 from edge.session import ServerLimits, Session
 from edge.settings import Settings
 from edge.spool import Ending, Spool
 from edge.state import State
+from edge.triage_crew import TriageCrew
 from edge.triage_json import findings_json
 from edge.window import display_window
 from edge.wire import utc_now
@@ -49,7 +52,7 @@ _MAX_DEATHS = 10  # of workers that were reading a scan and making no image
 
 
 class Daemon:
-    """Ties server, worker, ledger and events together. `run` serves until `stop`."""
+    """Ties server, worker, triage, ledger and events together. `run` serves until `stop`."""
 
     def __init__(self, settings: Settings) -> None:
         """Open the state folder; raises ScanError or DeliveryError where it cannot be used."""
@@ -69,29 +72,22 @@ class Daemon:
         )
         mrd = settings.mrd
         self._server = MrdServer(mrd.host, mrd.port, self._spool, self, limits, mrd.allow, self._on_stranger)
-        self._crew = Crew(
+        self._lanes = Lanes(settings, wire, self._scans, self._on_report, self._on_worker_start, self._on_worker_death)
+        self._front = Front(settings, self._ledger, self._audit)
+        self._events, self._desk = self._front.events, self._front.desk
+        exams = Exams(self._ledger)
+        self._triage = TriageCrew(
             {
-                "method": settings.worker.method,
-                "model": settings.network.model,
-                "backend": settings.network.backend,
-                "engines": str(state / "engines"),
-                "precision": settings.network.precision,
                 "triage": asdict(settings.triage),
                 "super_resolution": str(state / JOBS) if settings.super_resolution.enabled else "",
-                "max_scan_mib": settings.worker.max_scan_mib,
-                "limits": asdict(wire),
                 "pseudonym_key": str(state / "keys" / "pseudonym.key"),
                 "identifiers": settings.alerts.identifiers,
             },
             settings.worker.timeout_s,
-            self._on_report,
-            self._on_worker_start,
-            self._on_worker_death,
+            self._ledger,
         )
-        self._front = Front(settings, self._ledger, self._audit)
-        self._events, self._desk = self._front.events, self._front.desk
-        self._exams = Exams(self._ledger)
-        self._incoming = Incoming(settings, self._ledger, self._exams, self._audit, self._front, self._crew)
+        self._unread = ScanTriage(settings, self._ledger, exams, self._front, self._triage)
+        self._incoming = Incoming(settings, self._ledger, exams, self._audit, self._front, self._triage)
         self._retention = Retention(
             lambda: self._settings, self._ledger, self._spool, self._audit, self._front.pacs.names,
             lambda scan_id: self._incoming.is_open(scan_id) or self._front.refinery.has(scan_id),
@@ -99,7 +95,7 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
-            self._front, self._crew, self._notifier, self._incoming,
+            self._front, self._lanes.crews, self._triage, self._notifier, self._incoming,
         )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -119,7 +115,9 @@ class Daemon:
         )  # fmt: skip
         self._audit.record("start")
         self._start(self._watch_server())
-        self._start(self._crew.run())
+        crews = [*self._lanes.crews, self._triage.crew]
+        for crew in crews:
+            self._start(crew.run())
         for work in [*self._front.tasks(), *self._incoming.tasks()]:
             self._start(work)
         self._start(self._retention.run())
@@ -128,7 +126,7 @@ class Daemon:
         await self._stopping.wait()
         self._notifier.stopping()
         await self._server.stop()
-        await self._crew.stop()
+        await asyncio.gather(*(crew.stop() for crew in crews))  # what they are at is taken up at the next start
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -164,7 +162,7 @@ class Daemon:
         """A scan starts."""
         now = utc_now()
         self._ledger.open_scan(scan_id, now)
-        scan = self._scans[scan_id] = LiveScan(scan_id, session, now)
+        scan = self._scans[scan_id] = LiveScan(scan_id, session, now, self._lanes.freest())
         self._start(self._deliver(scan))
         self._open_at_worker(scan)
 
@@ -174,7 +172,7 @@ class Daemon:
         if scan is None:
             return
         scan.arrived(n_bytes, n_readouts)
-        self._crew.order("grow", scan_id)
+        self._lanes.order(scan, "grow")
         now = time.monotonic()
         if now - scan.progress_at >= _PROGRESS_S:
             scan.progress_at = now
@@ -193,21 +191,17 @@ class Daemon:
         if scan.outcome is not None:
             self._conclude(scan)
         else:
-            self._crew.order("close", scan_id, ending=ending, reason=reason)
+            self._lanes.order(scan, "close", ending=ending, reason=reason)
 
     # What the worker tells
 
-    def _on_worker_start(self) -> None:
-        for scan in self._scans.values():
-            if scan.outcome is None:
-                self._open_at_worker(scan)
-        self._incoming.on_worker_start()
+    def _on_worker_start(self, lane: int) -> None:
+        for scan in self._lanes.scans_of(lane):
+            self._open_at_worker(scan)
 
-    def _on_worker_death(self) -> None:
+    def _on_worker_death(self, lane: int) -> None:
         """Count the death against what was being made; an image that killed twice is set aside at the next start."""
-        if self._incoming.on_worker_death():
-            return
-        open_scans = [scan for scan in self._scans.values() if scan.outcome is None]
+        open_scans = self._lanes.scans_of(lane)
         for scan in [scan for scan in open_scans if scan.making] or open_scans:
             n = self._ledger.note_death(scan.scan_id, scan.making)
             log.warning("worker died at id=%s image=%s times=%d", scan.scan_id, scan.making or "none", n)
@@ -216,21 +210,20 @@ class Daemon:
             scan.making = ""
 
     def _open_at_worker(self, scan: LiveScan) -> None:
-        self._crew.order(
+        self._lanes.order(
+            scan,
             "open",
-            scan.scan_id,
             spool=str(self._spool.path(scan.scan_id)),
             results=str(self._settings.state / "results" / scan.scan_id),
             received_at=scan.received_at.replace("Z", "+00:00"),
             set_aside=self._ledger.set_aside(scan.scan_id),
         )
         if scan.ending is not None:
-            self._crew.order("close", scan.scan_id, ending=scan.ending, reason=scan.reason)
+            self._lanes.order(scan, "close", ending=scan.ending, reason=scan.reason)
 
     def _on_report(self, report: Report, payload: bytes) -> None:
         scan = self._scans.get(report.get("scan_id", ""))
         if scan is None:
-            self._incoming.on_report(report)
             return
         kind = report["report"]
         if kind == "started" and not scan.is_announced:
@@ -244,8 +237,8 @@ class Daemon:
             self._on_image(scan, report, np.frombuffer(payload, "<f4").reshape(report["shape"]))
         elif kind == "fault":
             self._on_fault(scan, report["fields"])
-        elif kind == "done":
-            self._on_done(scan, report)
+        elif kind == "reconstructed":
+            self._on_reconstructed(scan, report)
         elif kind == "failed" and report["code"] == DeliveryError.code and scan.n_retries < _MAX_RETRIES:
             self._start(self._try_again(scan))
         elif kind == "failed":
@@ -288,28 +281,17 @@ class Daemon:
             scan.faulty_to[fault["fault"]] = fault["order"]
             self._publish("quality", scan.scan_id, fault)
 
-    def _on_done(self, scan: LiveScan, report: Report) -> None:
-        """Enter result, findings and alerts at once, then show them: a crash leaves all of them or none."""
-        now = utc_now()
-        try:
-            alerts = alerts_of(scan.scan_id, report, report["exam"], Times(scan.ended_at, scan.made_at, now, now))
-        except DeliveryError as error:  # findings that no alert can be made of are findings that nobody made
-            self._fail(scan, error.code, str(error))
-            return
+    def _on_reconstructed(self, scan: LiveScan, report: Report) -> None:
+        """Enter the verdict and what triage needs at once, show it, and let the scanner go: it waits for no triage."""
+        times = Times(scan.ended_at, scan.made_at)
         with self._events.together():
             self._publish("quality", scan.scan_id, report["quality"])
-            found = {"findings": report["findings"], "measurements": report["measurements"]}
-            self._publish("findings", scan.scan_id, {**found, **self._exams.join(scan.scan_id, report, now)})
-            entered = self._front.enter(scan.scan_id, alerts, report["objects"])
-            self._publish("scan.failed" if scan.ending == "failed" else "scan.done", scan.scan_id, scan.end(report))
-            self._ledger.finish_scan(scan.scan_id, "done", scan.reason, now)
-        self._front.announce(entered)
+            self._unread.enter(scan.scan_id, report, scan.end(report), scan.received_at, times)
+        self._unread.order(scan.scan_id)
         words = f"{report['n_images']} images sent, method {report['method'] or 'none'}"
         faults = [reason["words"] for reason in report["quality"]["reasons"]]
         scan.outcome = ("WARNING" if faults else "INFO", "; ".join([words, *faults]))
-        log.info(
-            "scan done id=%s ending=%s images=%d alerts=%d", scan.scan_id, scan.ending, report["n_images"], len(entered)
-        )
+        log.info("scan reconstructed id=%s ending=%s images=%d", scan.scan_id, scan.ending, report["n_images"])
         self._conclude(scan)
 
     def _fail(self, scan: LiveScan, code: str, reason: str) -> None:
@@ -362,15 +344,16 @@ class Daemon:
         await self._server.broken
 
     def _recover(self) -> None:
-        """Take up every scan that the ledger does not call finished."""
+        """Take up every scan that the ledger does not call finished: for triage, or from its spool."""
         self._spool.recover()
+        unread = self._unread.take_up()
         for state in self._spool.scans():
             row = self._ledger.scan(state.scan_id)
-            if row is not None and row.state in ("done", "failed"):
+            if state.scan_id in unread or (row is not None and row.state in ("done", "failed")):
                 continue
             received_at = row.received_at if row is not None else utc_now()
             self._ledger.open_scan(state.scan_id, received_at)
-            scan = LiveScan(state.scan_id, None, received_at)
+            scan = LiveScan(state.scan_id, None, received_at, self._lanes.freest())
             scan.ending, scan.reason = state.ending or "interrupted", state.reason
             scan.n_bytes = state.n_bytes
             self._ledger.end_scan(state.scan_id, scan.ending, scan.reason, state.n_bytes, 0)

@@ -21,14 +21,26 @@ from edge.clock_sync import clock_state
 from edge.dicom_net import Peer, echo, server_tls
 from edge.dicom_stow import StowSender
 from edge.keyring import Keyring
+from edge.ledger import n_unread
 from edge.model import RECONSTRUCTION
 from edge.pacs import store_peer
 from edge.power import look_for_meters
 from edge.secret import SecretError, read_secret
-from edge.settings import IncomingSettings, PacsSettings, Settings, SettingsError, check, needs_keys
+from edge.settings import (
+    IncomingSettings,
+    PacsSettings,
+    Settings,
+    SettingsError,
+    SuperResolutionSettings,
+    check,
+    needs_keys,
+)
 from edge.settings_file import read_settings
+from edge.superres_model import SUPER_RESOLUTION, open_refiner
 from edge.supply import Supply
+from edge.triage_models import TRIAGE, close, open_tools
 from recon.errors import BackendError, DeliveryError, ModelError
+from recon.superres_engine import run_on_zeros
 
 _PACKAGES = (
     "numpy",
@@ -99,6 +111,8 @@ def examine(settings: Settings, state: Path) -> list[Finding]:
         *(_package(name) for name in _PACKAGES),
         *(_optional(name, use) for name, use in _OPTIONAL.items()),
         *_network(settings, state),
+        triage_finding(settings, state),
+        super_resolution_finding(settings.super_resolution, state),
         _power(),
         _state(state),
         _disk(state, settings.disk.min_free_mib),
@@ -147,6 +161,33 @@ def _network(settings: Settings, state: Path) -> list[Finding]:
         Finding("note" if why_not else "ok", f"backend {kind}", why_not or "is used") for kind, why_not in tried
     ]
     return [Finding("ok", "reconstruction", words), *backends]
+
+
+def triage_finding(settings: Settings, state: Path) -> Finding:
+    """Open the networks that look for findings, as the triage process would, and say how many scans wait for them."""
+    tools, problems = open_tools(Path(settings.triage.models) if settings.triage.models else TRIAGE)
+    names = ", ".join(f"{model.card.name} {model.card.version}" for model in tools.models)
+    close(tools.models)
+    words = "; ".join([names or "no network: every scan is not assessed", *problems])
+    n = n_unread(state / "ledger.sqlite")
+    words += f"; {n} scan{'s wait' if n > 1 else ' waits'} for it" if n else ""
+    return Finding("ok" if names and not problems else "note", "triage", words)
+
+
+def super_resolution_finding(settings: SuperResolutionSettings, state: Path) -> Finding:
+    """Open the super-resolution network as its process would, and run it once; without it nothing else is missing."""
+    what, use = "super-resolution", "on" if settings.enabled else "off in the settings"
+    model = Path(settings.model) if settings.model else SUPER_RESOLUTION
+    try:
+        refiner = open_refiner(model, settings.backend, state / "engines")
+        try:
+            run_on_zeros(refiner.network)
+        finally:
+            refiner.network.close()
+    except (ModelError, BackendError) as error:
+        return Finding("fault" if settings.enabled else "note", what, f"{use}; no network: {error}")
+    card = refiner.card
+    return Finding("ok", what, f"{use}; {card.name} {card.version} ({card.sha256[:12]}…) by {refiner.network.backend}")
 
 
 def _power(root: Path = Path("/sys")) -> Finding:

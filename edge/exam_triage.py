@@ -7,6 +7,7 @@ served. An untrusted scan is not assessed at all, whatever it shows.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from edge.triage_json import findings_json, measurements_json
 from edge.triage_models import TRIAGE, open_tools
 from edge.verdict import summary
 from recon.errors import DeliveryError, ScanError
-from recon.quality import Level, Verdict
+from recon.quality import Level
 from recon.scan import Scan
 from triage.assess import Assessed, Site, Tools, assess_series, fuse
 from triage.findings import LABELS, Findings, State, not_assessed
@@ -28,7 +29,7 @@ from triage.findings import LABELS, Findings, State, not_assessed
 log = logging.getLogger(__name__)
 
 NO_TRIAGE = "no triage network is installed"
-MAX_VOLUMES = 4  # of a scan: a dynamic one's repetitions show the same head again
+NOT_YET = "triage has not read this scan yet"
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,49 @@ def open_triage(settings: Mapping[str, Any]) -> ExamTriage:
     tools, problems = open_tools(Path(settings["models"]) if settings["models"] else TRIAGE)
     for problem in problems:
         log.warning("triage incomplete: %s", problem)
-    labels = tuple(label for label in LABELS if settings[label])
-    return ExamTriage(tools, Site(labels, settings["alpha"], settings["min_coverage_mm"]), settings["research"])
+    return ExamTriage(
+        tools, Site(enabled_labels(settings), settings["alpha"], settings["min_coverage_mm"]), settings["research"]
+    )
 
 
-def triage_report(
-    triage: ExamTriage | None, results: Results, verdict: Verdict | None, ending: str = "complete"
-) -> dict[str, Any]:
-    """Return `findings`, `measurements` and `triage` of the report, and write what goes into DICOM.
+def enabled_labels(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the findings that the settings' section has looked for."""
+    return tuple(label for label in LABELS if settings[label])
+
+
+def unread_report(why: str = NOT_YET, labels: tuple[str, ...] = LABELS) -> dict[str, Any]:
+    """Return `findings`, `measurements` and `triage` of the report of a scan that triage has not read."""
+    return _report(not_assessed(why, labels), [])
+
+
+def triage_scan(triage: ExamTriage, results: Results, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report of a reconstructed scan with what triage says of it; it is written, and what goes into DICOM.
 
     Raises DeliveryError where the disk does not take it; anything else that goes wrong is a finding not assessed.
     """
-    labels = LABELS if triage is None else triage.site.labels
-    if verdict is not None and verdict.level is Level.UNTRUSTED:
-        return _report(not_assessed(f"the scan is {summary(verdict)}", labels), [])
-    if triage is None or not triage.tools.models:
-        return _report(not_assessed(NO_TRIAGE, labels), [])
+    begun = time.perf_counter()
+    triaged = triage_report(triage, results, report["quality"], report["ending"])
+    took_ms = round((time.perf_counter() - begun) * 1e3, 1)
+    out = {**report, **triaged, "stage_ms": {**report["stage_ms"], "triage": took_ms}}
+    results.write_report(out)
+    return out
+
+
+def triage_report(
+    triage: ExamTriage, results: Results, quality: Mapping[str, Any], ending: str = "complete"
+) -> dict[str, Any]:
+    """Return `findings`, `measurements` and `triage` of the report, and write what goes into DICOM.
+
+    quality: the verdict on the scan, as reports carry it. Raises as `triage_scan`.
+    """
+    labels = triage.site.labels
+    if quality["verdict"] == Level.UNTRUSTED.value:
+        return unread_report(f"the scan is {summary(quality)}", labels)
+    if not triage.tools.models:
+        return unread_report(NO_TRIAGE, labels)
     assessed: list[Assessed] = []
     read: list[dict[str, Any]] = []
-    for index, series, volume, contrast in results.leading_volumes(MAX_VOLUMES):
+    for index, series, volume, contrast in results.leading_volumes():
         name = contrast_of_scan(results, contrast)
         try:
             found = assess_series(volume, name, triage.tools, triage.site)
@@ -72,7 +97,7 @@ def triage_report(
         found = _of_volume(_unless_interrupted(found, ending), index)
         reference = reference_of_scan(results.scan, results.exam, results.received_at, series, index, volume.geometry)
         folder = results.folder / "dicom" / (f"findings_{index:03d}" if index else "findings")
-        notes = [f"Verdict on the scan: {summary(verdict)}."] if verdict is not None else []
+        notes = [f"Verdict on the scan: {summary(quality)}."] if quality["verdict"] else []
         try:
             write_evidence(folder, volume, found, reference, triage.is_research, notes)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Series that the scanner reconstructs itself: taken by a process of its own, triaged by the worker, told as scans are.
+"""Series that the scanner reconstructs itself: taken by a process of its own, triaged with the scans, told as they are.
 
 What was received lies under `incoming/<scan_id>/`, and that is all there is to remember: at a start, or when the
 receiving process dies, every series with other objects than the ledger calls triaged is taken up again. A series is
@@ -21,12 +21,12 @@ from typing import Any
 
 from edge.alert import Times, alerts_of
 from edge.audit import AuditTrail
-from edge.crew import Crew, Report
+from edge.crew import Report
 from edge.exams import Exams
 from edge.front import Front
 from edge.ledger import Ledger
-from edge.received_series import MAKING
 from edge.settings import Settings
+from edge.triage_crew import Task, TriageCrew
 from edge.triage_json import findings_json
 from edge.wire import utc_now
 from recon.errors import DeliveryError
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 FOLDER = "incoming"  # under the state folder
 _AFTER_RELEASE_S = 1.0  # for senders that make an association for each object
-_RETRY_S = 30.0
-_MOST_DEATHS = 2  # of workers at one series
 _RESTART_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 
 
@@ -49,7 +47,6 @@ class _Series:
     ended_at: str
     due_s: float
     is_ordered: bool = False
-    is_making: bool = False
     has_more: bool = False  # since it was ordered
 
 
@@ -57,11 +54,11 @@ class Incoming:
     """Takes series where the settings say so, and always finishes those that were taken."""
 
     def __init__(
-        self, settings: Settings, ledger: Ledger, exams: Exams, audit: AuditTrail, front: Front, crew: Crew
+        self, settings: Settings, ledger: Ledger, exams: Exams, audit: AuditTrail, front: Front, triage: TriageCrew
     ) -> None:
         """Prepare; nothing is received before `run`."""
         self._settings, self._ledger, self._exams = settings, ledger, exams
-        self._audit, self._front, self._crew = audit, front, crew
+        self._audit, self._front, self._triage = audit, front, triage
         self._folder = settings.state / FOLDER
         self._series: dict[str, _Series] = {}
         self._wake = asyncio.Event()
@@ -87,45 +84,11 @@ class Incoming:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(json.dumps({"min_free_mib": settings.disk.min_free_mib}).encode() + b"\n")
 
-    # What the worker tells
+    # What triage tells
 
-    def on_worker_start(self) -> None:
-        """Order again what the last worker was ordered."""
-        for series in self._series.values():
-            series.is_ordered = series.is_making = False
-        self._wake.set()
-
-    def on_worker_death(self) -> bool:
-        """Count a death against the series that the worker was at; False where it was at none."""
-        scan_id = next((name for name, series in self._series.items() if series.is_making), None)
-        if scan_id is None:
-            return False
-        n = self._ledger.note_death(scan_id, MAKING)
-        log.warning("worker died at id=%s image=%s times=%d", scan_id, MAKING, n)
-        if n >= _MOST_DEATHS:
-            self._fail(scan_id, "worker", f"the triage process died {n} times at this series")
-        return True
-
-    def on_report(self, report: Report) -> None:
-        """Take a report about a series."""
-        series = self._series.get(report.get("scan_id", ""))
-        if series is None:
-            return
-        scan_id = report["scan_id"]
-        if report["report"] == "making":
-            series.is_making = True
-        elif report["report"] == "done":
-            series.is_making = False
-            self._on_done(scan_id, series, report)
-        elif report["code"] == DeliveryError.code:  # no room on the disk
-            series.is_ordered = series.is_making = False
-            series.due_s = time.monotonic() + _RETRY_S
-        else:
-            self._fail(scan_id, report["code"], report["reason"])
-
-    def _on_done(self, scan_id: str, series: _Series, report: Report) -> None:
+    def _on_triaged(self, scan_id: str, report: Report) -> None:
         """Enter findings and alerts at once, then show them: a crash leaves all of them or none."""
-        now = utc_now()
+        now, series = utc_now(), self._series[scan_id]
         try:
             alerts = alerts_of(scan_id, report, report["exam"], Times(series.ended_at, "", now, now))
         except DeliveryError as error:
@@ -146,7 +109,7 @@ class Incoming:
         objects = {"scan": scan_id, "objects": str(report["n_objects"])}
         self._audit.record("import", objects=objects)
         log.info("series done id=%s objects=%d alerts=%d", scan_id, report["n_objects"], len(entered))
-        self._conclude(scan_id, series)
+        self._conclude(scan_id)
 
     def _fail(self, scan_id: str, code: str, reason: str) -> None:
         """Say that a series is not assessed; its objects stay."""
@@ -158,10 +121,10 @@ class Incoming:
             self._ledger.finish_scan(scan_id, "failed", reason, utc_now())
             self._ledger.note_triaged(scan_id, self._n_objects(scan_id))
         log.warning("series failed id=%s code=%s", scan_id, code)
-        self._conclude(scan_id, self._series[scan_id])
+        self._conclude(scan_id)
 
-    def _conclude(self, scan_id: str, series: _Series) -> None:
-        del self._series[scan_id]
+    def _conclude(self, scan_id: str) -> None:
+        series = self._series.pop(scan_id)
         if series.has_more:
             self._open(scan_id, self._settings.incoming.quiet_s)
 
@@ -265,11 +228,18 @@ class Incoming:
     def _order(self, scan_id: str, series: _Series) -> None:
         series.is_ordered, series.has_more = True, False
         self._ledger.end_scan(scan_id, "complete", "", self._n_bytes(scan_id), 0)
-        self._crew.order(
-            "series",
-            scan_id,
-            folder=str(self._folder / scan_id),
-            results=str(self._settings.state / "results" / scan_id),
+        order = {
+            "do": "series",
+            "folder": str(self._folder / scan_id),
+            "results": str(self._settings.state / "results" / scan_id),
+        }
+        self._triage.add(
+            Task(
+                scan_id,
+                order,
+                lambda report: self._on_triaged(scan_id, report),
+                lambda code, reason: self._fail(scan_id, code, reason),
+            )
         )
 
     def _objects(self, scan_id: str) -> list[Path]:

@@ -224,6 +224,15 @@ def read_note(path: Path, name: str) -> str | None:
     return str(row[0]) if row else None
 
 
+def n_unread(path: Path) -> int:
+    """Return how many scans wait for triage in the ledger at `path`, which a daemon may have open; 0 without one."""
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT count(*) FROM triage").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
 class LedgerError(Exception):
     """A ledger cannot be copied or put back; the message says why."""
 

@@ -22,8 +22,10 @@ SERIES_NAMES = {number: name for name, number in _SERIES.items()}  # of the firs
 class LiveScan:
     """What the daemon remembers of a scan that is not finished."""
 
-    def __init__(self, scan_id: str, session: Session | None, received_at: str) -> None:
+    def __init__(self, scan_id: str, session: Session | None, received_at: str, lane: int = 0) -> None:
+        """lane: which of the processes that reconstruct has it."""
         self.scan_id = scan_id
+        self.lane = lane
         self.session = session
         self.received_at = received_at
         self.ending: Ending | None = None

@@ -43,8 +43,11 @@ class Metrics:
         self._incoming = Counter(
             "scanside_incoming_objects", "DICOM objects that came in", ["outcome"], registry=registry
         )
-        self._worker = Gauge("scanside_worker_up", "Whether the reconstruction process runs", registry=registry)
+        self._worker = Gauge("scanside_worker_up", "Whether the reconstruction processes run", registry=registry)
         self._silent = Gauge("scanside_worker_silent_seconds", "Since its last report", registry=registry)
+        self._triage = Gauge("scanside_triage_up", "Whether the triage process runs", registry=registry)
+        self._unread = Gauge("scanside_triage_waiting", "Scans and series that wait for triage", registry=registry)
+        self._unread_s = Gauge("scanside_triage_wait_seconds", "For how long the oldest has waited", registry=registry)
         self._free = Gauge("scanside_disk_free_bytes", "Left for the state folder", registry=registry)
         self._open = Gauge("scanside_alerts_open", "Alerts that nobody acknowledged", registry=registry)
         self._oldest = Gauge(
@@ -111,6 +114,9 @@ class Metrics:
         series: int,
         worker: bool,
         silent_s: float,
+        triage: bool,
+        triage_waiting: int,
+        triage_s: float,
         free_bytes: int,
         open_alerts: int,
         oldest_s: float,
@@ -125,6 +131,9 @@ class Metrics:
         self._series.set(series)
         self._worker.set(worker)
         self._silent.set(silent_s)
+        self._triage.set(triage)
+        self._unread.set(triage_waiting)
+        self._unread_s.set(triage_s)
         self._free.set(free_bytes)
         self._open.set(open_alerts)
         self._oldest.set(oldest_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 
 from edge.audit import AuditTrail
 from edge.crew import Crew
@@ -16,6 +16,7 @@ from edge.notify import Notifier
 from edge.power import Odometer, open_meters
 from edge.settings import Settings
 from edge.spool import Spool
+from edge.triage_crew import TriageCrew
 
 _LONGEST_S = 5.0  # between two looks, whatever the settings say of heartbeats: the watchdog waits for 20 s
 
@@ -31,15 +32,16 @@ class Pulse:
         spool: Spool,
         audit: AuditTrail,
         front: Front,
-        crew: Crew,
+        crews: Sequence[Crew],
+        triage: TriageCrew,
         notifier: Notifier,
         incoming: Incoming,
     ) -> None:
         """settings: asked at each beat, as they may change."""
         self._settings, self._scans = settings, scans
         self._ledger, self._spool, self._audit = ledger, spool, audit
-        self._front, self._crew, self._notifier = front, crew, notifier
-        self._incoming = incoming
+        self._front, self._crews, self._triage = front, crews, triage
+        self._notifier, self._incoming = notifier, incoming
 
     async def run(self) -> None:
         """Beat for ever."""
@@ -60,14 +62,15 @@ class Pulse:
             if self._front.metrics is not None:
                 self._set_gauges(self._front.metrics)
                 self._front.metrics.set_energy(odometer.joules())
-            if self._crew.is_alive:
+            if all(crew.is_alive for crew in (*self._crews, self._triage.crew)):
                 self._notifier.alive(f"{len(self._scans)} scans, {self._front.desk.n_open} alerts open")
             await asyncio.sleep(min(heartbeat_s, _LONGEST_S))
 
     def _publish(self) -> None:
         fields = {
             "scans": len(self._scans),
-            "worker": self._crew.pid is not None,
+            "worker": all(crew.pid is not None for crew in self._crews),
+            "triage_waiting": self._triage.n_waiting,
             "alerts_open": self._front.desk.n_open,
             "deliveries_dead": sum(
                 n for (_, state), n in self._front.outlets.deliveries.count().items() if state == "dead"
@@ -82,8 +85,11 @@ class Pulse:
         metrics.set_gauges(
             scans=len(self._scans),
             series=self._incoming.n_open,
-            worker=self._crew.pid is not None,
-            silent_s=self._crew.silent_s,
+            worker=all(crew.pid is not None for crew in self._crews),
+            silent_s=max(crew.silent_s for crew in self._crews),
+            triage=self._triage.crew.pid is not None,
+            triage_waiting=self._triage.n_waiting,
+            triage_s=self._triage.oldest_s(),
             free_bytes=self._spool.free_bytes(),
             open_alerts=desk.n_open,
             oldest_s=desk.oldest_s(),

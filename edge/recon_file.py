@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edge.chain import Chain
-from edge.exam_triage import open_triage
+from edge.exam_triage import open_triage, triage_scan
 from edge.header import read_header
 from edge.model import PRECISIONS, RECONSTRUCTION
 from edge.mrd import Readout, next_message, read_acquisition
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=BACKENDS,
         default="auto",
-        help="what runs the network; auto takes the best there is (%(default)s)",
+        help="what runs the networks; auto takes the best there is (%(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -160,9 +160,9 @@ def reconstruct_file(
 ) -> dict[str, Any]:
     """Reconstruct `raw` into `folder` and return the report; progress is shown on a terminal. Raises ScanError.
 
-    model, backend, engines, precision: the network's folder, what runs it, where engines are kept, and how it
-    computes. "auto" does without a network that cannot be opened, and says so. finer: what is super-resolved, None for
-    nothing.
+    model, backend, engines, precision: the network's folder, what runs it and super-resolution, where engines are kept,
+    and how it computes. "auto" does without a network that cannot be opened, and says so. finer: what is
+    super-resolved, None for nothing.
     """
     scan, exam = read_header(raw.header, new_scan_id())
     supply, no_network = None, ""
@@ -179,8 +179,8 @@ def reconstruct_file(
         network=None if supply is None else supply.network(),
         no_network=no_network,
         device=None if supply is None else supply.arrays,
-        triage=open_triage(asdict(TriageSettings())),
     )
+    triage = open_triage(asdict(TriageSettings()))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (is_shown and console.is_terminal)) as progress:
@@ -188,13 +188,13 @@ def reconstruct_file(
         for readout in readouts(raw):
             chain.feed(readout)
             progress.advance(task)
-        report = chain.finish("complete", "", lambda: readouts(raw))
+        report = triage_scan(triage, chain.results, chain.finish("complete", "", lambda: readouts(raw)))
         if finer is not None:
             task = progress.add_task("super-resolution", total=None)
             report |= {
                 "super_resolution": super_resolve_scan(
                     chain.results,
-                    _refiner(),
+                    _refiner(backend, engines),
                     finer,
                     report["quality"]["verdict"] or "",
                     lambda done, of: progress.update(task, completed=done, total=of),
@@ -204,9 +204,9 @@ def reconstruct_file(
     return report
 
 
-def _refiner() -> Refiner | ModelError | BackendError:
+def _refiner(backend: str, engines: Path | None) -> Refiner | ModelError | BackendError:
     try:
-        return open_refiner()
+        return open_refiner(backend=backend, engines=engines)
     except (ModelError, BackendError) as error:
         return error
 

@@ -45,6 +45,8 @@ class Refinery:
             own = {
                 "jobs": str(self._jobs),
                 "model": settings.model,
+                "backend": settings.backend,
+                "engines": str(state / "engines"),
                 "n_thin": settings.thin_slices,
                 "style": settings.style,
             }

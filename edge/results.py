@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.atomic import write_atomically
+from edge.atomic import sync_folder, write_atomically
 from edge.dicom import write_series
 from edge.dicom_quality import quality_note
 from edge.exam import Exam
@@ -33,6 +33,7 @@ SERIES_NUMBER = {
     "super-resolved": 2,
     "super-resolved-style": 3,
 }  # within the ten numbers that each volume has
+_MAX_LEADING = 4  # volumes that triage and super-resolution see: a dynamic scan's repetitions show the same head again
 
 
 @dataclass(frozen=True)
@@ -117,17 +118,17 @@ class Results:
             raise DeliveryError(f"the results cannot be read: {error.strerror}") from error
         return self.write_volumes(volumes, index, written.contrast, verdict)
 
-    def leading(self, most: int) -> Iterator[tuple[int, str, Volume, int]]:
+    def leading(self) -> Iterator[tuple[int, str, Volume, int]]:
         """Yield index, name of the leading series, its volume without pixels, and contrast, of the first volumes."""
-        for index, written in sorted(self._written.items())[:most]:
+        for index, written in sorted(self._written.items())[:_MAX_LEADING]:
             yield index, written.lead, written.series[written.lead], written.contrast
 
-    def leading_volumes(self, most: int) -> Iterator[tuple[int, str, Volume, int]]:
+    def leading_volumes(self) -> Iterator[tuple[int, str, Volume, int]]:
         """Yield index, name of the leading series, its volume read back from disk, and contrast, of the first volumes.
 
         Raises DeliveryError where one cannot be read.
         """
-        for index, lead, empty, contrast in self.leading(most):
+        for index, lead, empty, contrast in self.leading():
             name = f"volume_{index:03d}.npy" if index else "volume.npy"
             try:
                 data = np.load(self.folder / name)
@@ -193,8 +194,18 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+        sync_folder(folder)  # from here on others rely on all that lies in it
     except OSError as error:
         raise DeliveryError(f"the report cannot be written: {error.strerror}") from error
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the report in `folder`; raises DeliveryError where there is none that can be read."""
+    try:
+        report: dict[str, Any] = json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise DeliveryError("the scan's report cannot be read") from error
+    return report
 
 
 def npy(array: Array) -> bytes:

@@ -38,9 +38,13 @@ class MrdSettings:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """The reconstruction process. `method` is one of `recon`'s; one silent for `timeout_s` at work is restarted."""
+    """Reconstruction. `method` is one of `recon`'s; a process, of triage too, silent for `timeout_s` is restarted.
+
+    `processes`: how many reconstruct side by side, each some scans; for several scanners at once on several cores.
+    """
 
     method: str = "auto"
+    processes: int = 1
     timeout_s: float = 120.0
     max_scan_mib: int = 8192
 
@@ -80,13 +84,14 @@ class SuperResolutionSettings:
 
     `thin_slices`: how many thinner ones are made of each thick slice, 1 for none. `style`: strength of the 7 T style
     that is rendered beside it, 0 for none. `model`: another network's folder ("" is the one that comes with this
-    version).
+    version). `backend`: what runs it; the CPU unless another is named, as a GPU has no lowest priority to run it at.
     """
 
     enabled: bool = False
     thin_slices: int = 1
     style: float = 0.0
     model: str = ""
+    backend: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -229,6 +234,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "mrd.first_data_timeout_s": (0.1, 86400),
     "mrd.idle_timeout_s": (0.1, 86400),
     "mrd.max_message_mib": (1, 4096),
+    "worker.processes": (1, 16),
     "worker.timeout_s": (1, 86400),
     "worker.max_scan_mib": (1, 1 << 20),
     "triage.alpha": (0.001, 0.5),
@@ -258,6 +264,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES = {
     "worker.method": METHODS,
     "network.backend": BACKENDS,
+    "super_resolution.backend": BACKENDS,
     "network.precision": PRECISIONS,
     "alerts.identifiers": IDENTIFIERS,
     "security.curve": ("elsewhere", "always"),

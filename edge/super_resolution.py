@@ -30,7 +30,6 @@ from recon.superres_card import Refiner
 
 SERIES, STYLED = "super-resolved", "super-resolved-style"
 MOST_SHOWN = 3
-MAX_VOLUMES = 4  # of a scan
 NOTICE = "synthetic: detail beyond the measured resolution is estimated; not for diagnostic use"
 
 
@@ -58,7 +57,7 @@ def super_resolve_scan(
     Raises DeliveryError where the disk does not take it.
     """
     said = []
-    for index, lead, volume, contrast in results.leading_volumes(MAX_VOLUMES):
+    for index, lead, volume, contrast in results.leading_volumes():
         name = contrast_of_scan(results, contrast)
         about: dict[str, Any] = {"volume": index, "of": lead, "contrast": name or None}
         why = ""

@@ -10,21 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge.atomic import write_atomically
-from edge.header import read_header
-from edge.mrd import MessageId, read_bytes
-from edge.results import Results
-from edge.spool import SpoolReader
-from edge.super_resolution import MAX_VOLUMES
-from recon.errors import AcquisitionError, DeliveryError
-from recon.scan import Geometry, Provenance, Volume
+from edge.recall import describe, recall
+from edge.results import Results, read_report
+from recon.errors import DeliveryError
 
 MOST_ATTEMPTS = 3
 
@@ -52,20 +45,9 @@ class Job:
 
     def results(self) -> Results:
         """Return the scan's results as they were when the job was left; raises AcquisitionError, DeliveryError."""
-        reader = SpoolReader(Path(self.content["spool"]))
-        try:
-            for message in reader.messages():
-                if message.id is MessageId.HEADER:
-                    scan, exam = read_header(read_bytes(reader.buffer, message), self.scan_id)
-                    break
-            else:
-                raise AcquisitionError("the spool holds no header of this scan any more")
-        finally:
-            reader.close()
-        out = Results(Path(self.content["results"]), scan, exam, datetime.fromisoformat(self.content["received_at"]))
-        for each in self.content["volumes"]:
-            out.recall(each["index"], each["lead"], _volume(each), each["contrast"])
-        return out
+        said = self.content
+        folder, spool = Path(said["results"]), Path(said["spool"])
+        return recall(self.scan_id, folder, spool, said["received_at"], said["volumes"])
 
     @property
     def verdict(self) -> str:
@@ -74,11 +56,7 @@ class Job:
 
     def report(self) -> dict[str, Any]:
         """Return the scan's report as it stands; raises DeliveryError."""
-        try:
-            found: dict[str, Any] = json.loads((Path(self.content["results"]) / "report.json").read_bytes())
-        except (OSError, ValueError) as error:
-            raise DeliveryError("the scan's report cannot be read") from error
-        return found
+        return read_report(Path(self.content["results"]))
 
     def settle(self) -> None:
         """Note that the work was done: what dies from here on did not die of it. Raises DeliveryError."""
@@ -93,17 +71,13 @@ def end_job(folder: Path, scan_id: str) -> None:
 
 def leave_job(folder: Path, results: Results, spool: Path, verdict: str) -> None:
     """Leave a job in `folder` for the volumes that `results` has written; raises DeliveryError."""
-    volumes = [
-        {"index": index, "lead": lead, "contrast": contrast, **_place(volume)}
-        for index, lead, volume, contrast in results.leading(MAX_VOLUMES)
-    ]
     received_at = results.received_at
     content = {
         "results": str(results.folder),
         "spool": str(spool),
         "received_at": "" if received_at is None else received_at.isoformat(),
         "verdict": verdict,
-        "volumes": volumes,
+        "volumes": describe(results),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,25 +99,6 @@ def jobs(folder: Path) -> Iterator[Job]:
             path.unlink(missing_ok=True)
         except OSError:
             continue
-
-
-def _place(volume: Volume) -> dict[str, Any]:
-    geometry, made = volume.geometry, volume.provenance
-    return {
-        "geometry": {**asdict(geometry), "origin_mm": geometry.origin_mm.tolist()},
-        "provenance": asdict(made),
-    }
-
-
-def _volume(content: dict[str, Any]) -> Volume:
-    """Return the volume without its pixels."""
-    place = dict(content["geometry"])
-    for name in ("row_dir", "col_dir", "spacing_mm"):
-        place[name] = tuple(place[name])
-    geometry = Geometry(**{**place, "origin_mm": np.array(place["origin_mm"])})
-    made = dict(content["provenance"])
-    provenance = Provenance(**{**made, "steps": tuple(made["steps"])})
-    return Volume(np.zeros((geometry.n_slices, 0, 0), np.float32), geometry, provenance)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -17,9 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from edge.crash import log_crashes
+from edge.reports import Reports
 from edge.results import write_report
 from edge.super_resolution import SERIES, Choice, super_resolve_scan
 from edge.superres_job import Job, jobs
@@ -38,12 +37,14 @@ class Process:
     """Serves jobs until standard input ends."""
 
     def __init__(self, orders: int, out: BinaryIO, settings: dict[str, Any]) -> None:
-        self._orders, self._out = orders, out
+        self._orders, self._reports = orders, Reports(out)
         self._jobs = Path(settings["jobs"])
         self._choice = Choice(settings["n_thin"], settings["style"])
         self._refiner: Refiner | ModelError | BackendError
         try:
-            self._refiner = open_refiner(Path(settings["model"] or SUPER_RESOLUTION))
+            self._refiner = open_refiner(
+                Path(settings["model"] or SUPER_RESOLUTION), settings["backend"], Path(settings["engines"])
+            )
         except (ModelError, BackendError) as error:
             log.warning("super-resolution not available code=%s", error.code)
             self._refiner = error
@@ -53,7 +54,7 @@ class Process:
 
     def run(self) -> None:
         """Work through what waits, then wait to be told of more."""
-        self._say("ready")
+        self._reports.send("ready")
         while not self._is_over:
             waiting = list(jobs(self._jobs))
             self._served &= {job.scan_id for job in waiting}
@@ -81,7 +82,7 @@ class Process:
             made, objects = [{"state": "refused", "why": str(error)}], []
         if not self._is_over:
             self._served.add(job.scan_id)
-            self._say("refined", scan_id=job.scan_id, volumes=made, objects=objects)
+            self._reports.send("refined", scan_id=job.scan_id, volumes=made, objects=objects)
 
     def _made(self, job: Job) -> list[dict[str, Any]]:
         return super_resolve_scan(
@@ -98,9 +99,9 @@ class Process:
 
     def _send(self, scan_id: str, index: int, contrast: int, volume: Volume) -> None:
         for number, plane in enumerate(volume.data):
-            self._say(
+            self._reports.send(
                 "image",
-                np.ascontiguousarray(plane, "<f4"),
+                plane,
                 scan_id=scan_id,
                 series=SERIES,
                 method=volume.provenance.method,
@@ -122,20 +123,13 @@ class Process:
     def _beat(self) -> None:
         if time.monotonic() - self._beat_at >= _BEAT_S:
             self._beat_at = time.monotonic()
-            self._say("beat")
+            self._reports.send("beat")
 
     def _listen(self, timeout_s: float) -> None:
         """Wait for orders; what they say does not matter, only that the jobs folder is worth a look."""
         ready, _, _ = select.select([self._orders], [], [], timeout_s)
         if ready and not os.read(self._orders, 1 << 16):
             self._is_over = True
-
-    def _say(self, report: str, payload: Any = None, **fields: Any) -> None:
-        n_bytes = 0 if payload is None else payload.nbytes
-        self._out.write(json.dumps({"report": report, "n_bytes": n_bytes, **fields}, allow_nan=False).encode() + b"\n")
-        if payload is not None:
-            self._out.write(payload.data)
-        self._out.flush()
 
 
 def _objects(job: Job, made: list[dict[str, Any]]) -> list[str]:

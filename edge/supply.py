@@ -243,8 +243,11 @@ class Supply:
     def _open_engines(self) -> None:
         """Admit the engines that were built for this device and this model."""
         assert self._cache is not None
+        _, own = model_file(self._folder, self.card, self._of_engines)
         for _, found in self._cache:
-            if isinstance(found, Engine) and found.identity == self.identity(read_profile(found.identity.profile)):
+            if not isinstance(found, Engine) or found.identity.model_sha256 != own:
+                continue  # another network's
+            if found.identity == self.identity(read_profile(found.identity.profile)):
                 with suppress(BackendError):
                     self._admit(found)
 

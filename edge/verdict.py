@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,12 +166,13 @@ def quality_json(verdict: Verdict | None) -> dict[str, Any]:
     }
 
 
-def summary(verdict: Verdict | None) -> str:
-    """Return the verdict in one line: its level and its gravest reason; "" where there is none."""
-    if verdict is None:
+def summary(quality: Mapping[str, Any]) -> str:
+    """Return a verdict, as reports carry it, in one line: its level and its gravest reason; "" where there is none."""
+    level = quality["verdict"]
+    if level is None:
         return ""
-    gravest = [each for each in verdict.reasons if each.level is verdict.level][:1]
-    return ": ".join([verdict.level.value, *(each.words for each in gravest)])
+    gravest = [each["words"] for each in quality["reasons"] if each["level"] == level][:1]
+    return ": ".join([level, *gravest])
 
 
 def _number(value: float) -> float | None:

@@ -21,25 +21,20 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from edge.backends.device import Device
 from edge.chain import Chain, SliceImage
 from edge.crash import log_crashes
-from edge.exam_triage import ExamTriage, open_triage
 from edge.header import read_header
 from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
-from edge.objects import objects_of
 from edge.pseudonym import exam_keys
-from edge.received_series import ReceivedSeries
+from edge.recall import describe
+from edge.reports import Reports
 from edge.results import Results
 from edge.secret import read_secret
 from edge.spool import SpoolReader
-from edge.superres_job import leave_job
 from edge.supply import Supply
 from edge.uids import has_study_uid
-from recon.arrays import Array
 from recon.errors import AcquisitionError, ScanError, StreamError
 from recon.network import Network
 from recon.scan import ImageKey
@@ -48,22 +43,6 @@ log = logging.getLogger(__name__)
 
 _TURN = 64  # messages that one scan may take before the others have theirs
 _BEAT_S = 1.0
-
-
-class Reports:
-    """Standard output as a line of reports."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-
-    def send(self, report: str, payload: Array | None = None, **fields: Any) -> None:
-        """Send one report, and float32 pixels behind it."""
-        n_bytes = 0 if payload is None else payload.nbytes
-        line = json.dumps({"report": report, "n_bytes": n_bytes, **fields}, allow_nan=False)
-        self._out.write(line.encode() + b"\n")
-        if payload is not None:
-            self._out.write(np.ascontiguousarray(payload, "<f4").data)
-        self._out.flush()
 
 
 class OpenScan:
@@ -77,7 +56,6 @@ class OpenScan:
         network: Network | None,
         no_network: str,
         device: Device | None,
-        triage: ExamTriage | None,
     ) -> None:
         self.scan_id: str = order["scan_id"]
         self.ending: str | None = None
@@ -86,7 +64,6 @@ class OpenScan:
         self._reports = reports
         self._settings = settings
         self._network, self._no_network, self._device = network, no_network, device
-        self._triage = triage
         self._limits = Limits(**settings["limits"])
         self._reader = SpoolReader(Path(order["spool"]), self._limits)
         self._set_aside = frozenset(order["set_aside"])
@@ -144,7 +121,6 @@ class OpenScan:
             no_network=self._no_network,
             device=self._device,
             max_scan_mib=self._settings["max_scan_mib"],
-            triage=self._triage,
             on_image=self._send_image,
             on_fault=lambda fault: self._reports.send("fault", scan_id=self.scan_id, fields=fault),
             may_make=self._may_make,
@@ -199,24 +175,14 @@ class OpenScan:
             raise AcquisitionError("the stream ended without a header; an ISMRMRD XML header is needed before readouts")
         assert self.ending is not None
         report = self._chain.finish(self.ending, self.reason, self._replay)
-        if self._settings["super_resolution"] and report["volumes"]:  # later, by another process: nothing waits for it
-            verdict = report["quality"]["verdict"] or ""
-            jobs = Path(self._settings["super_resolution"])
-            leave_job(jobs, self._chain.results, Path(self._order["spool"]), verdict)
         self._is_done = True
         self._reports.send(
-            "done",
+            "reconstructed",
             scan_id=self.scan_id,
-            quality=report["quality"],
-            findings=report["findings"],
-            measurements=report["measurements"],
-            method=report["method"],
-            n_images=report["n_images"],
-            n_readouts=report["n_readouts"],
-            stage_ms=report["stage_ms"],
+            **{name: report[name] for name in ("quality", "method", "n_images", "n_readouts", "stage_ms")},
             exam=self._exam_keys,
             is_study_known=self._is_study_known,
-            objects=objects_of(Path(self._order["results"]), report),
+            volumes=describe(self._chain.results),
         )
 
     def _replay(self) -> Iterator[Readout]:
@@ -257,8 +223,7 @@ class Worker:
         self._reports = Reports(out)
         self._settings = settings
         self._supply, self._no_network = _open_supply(settings)
-        self._triage = open_triage(settings["triage"])
-        self._scans: dict[str, OpenScan | ReceivedSeries] = {}
+        self._scans: dict[str, OpenScan] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
 
@@ -299,14 +264,9 @@ class Worker:
         if order["do"] == "open" and scan_id not in self._scans:
             network = None if self._supply is None else self._supply.network()
             device = None if self._supply is None else self._supply.arrays
-            self._scans[scan_id] = OpenScan(
-                order, self._reports, self._settings, network, self._no_network, device, self._triage
-            )
+            self._scans[scan_id] = OpenScan(order, self._reports, self._settings, network, self._no_network, device)
             self._ring.append(scan_id)
-        elif order["do"] == "series" and scan_id not in self._scans:
-            self._scans[scan_id] = ReceivedSeries(order, self._reports, self._settings, self._triage)
-            self._ring.append(scan_id)
-        elif order["do"] == "close" and isinstance(scan := self._scans.get(scan_id), OpenScan):
+        elif order["do"] == "close" and (scan := self._scans.get(scan_id)) is not None:
             scan.ending, scan.reason = order["ending"], order["reason"]
 
     def _turn_all(self) -> bool:

@@ -2,7 +2,8 @@
 
 Runs in a process of its own, so that a builder that needs more memory than there is takes nothing else with it. Uses
 what TensorRT 10.3 (JetPack 6), 11 and TensorRT for RTX have in common: a strongly typed network, whose precisions are
-those of the ONNX file, and no builder flags. Standard output is a line of JSON for each step, the last one the result.
+those of the ONNX file; of the builder's flags only TF32 is touched, and cleared. Standard output is a line of JSON for
+each step, the last one the result.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recon.engine import Profile, read_profile
+from recon.engine import read_profile
 from recon.errors import BackendError, ModelError
+from recon.superres_engine import LEAST, MOST, PROFILE, USUAL, input_shapes
 
 PLAN = "engine.plan"
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.monotonic()
         plan = build(
             args.model.read_bytes(),
-            *shapes_of(read_profile(args.profile)),
+            *shapes_of(args.profile),
             import_module(args.library),
             timing_cache=args.timing_cache,
             workspace_mib=args.workspace_mib,
@@ -66,14 +68,16 @@ def build(
     model: bytes,
     one: Shapes,
     most: Shapes,
+    usual: Shapes,
     library: Any,
     *,
     timing_cache: Path | None = None,
     workspace_mib: int = WORKSPACE_MIB,
     target: str | None = None,
 ) -> bytes:
-    """Return the serialised engine of an ONNX `model` for inputs from the shapes of `one` slice to those of `most`.
+    """Return the serialised engine of an ONNX `model` for inputs from the shapes `one` to `most`, fastest at `usual`.
 
+    Products of float32 are of float32: TF32, which both libraries would use, is turned off.
     library: the module `tensorrt` or `tensorrt_rtx`. Raises BackendError with the parser's or builder's reason.
     """
     reasons = _reasons(library)
@@ -88,7 +92,8 @@ def build(
         raise BackendError(f"the ONNX file cannot be parsed: {words or reasons.last}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-    _add_profile(builder, config, network, one, most)
+    _add_profile(builder, config, network, one, most, usual)
+    config.clear_flag(library.BuilderFlag.TF32)
     if target is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(library.ComputeCapability, target), 0)
@@ -105,18 +110,25 @@ def build(
     return bytes(plan)
 
 
-def shapes_of(profile: Profile) -> tuple[Shapes, Shapes]:
-    """Return the shapes of a reconstruction network's inputs for one slice and for as many as go through at a time."""
-    return profile.shapes(1), profile.shapes(profile.most_slices)
+def shapes_of(name: str) -> tuple[Shapes, Shapes, Shapes]:
+    """Return the shapes of a network's inputs: the least, the largest, and those to be fastest for.
+
+    name: "super-resolution", or a reconstruction profile's: one slice to as many as go through at a time. Raises
+    ModelError for another.
+    """
+    if name == PROFILE:
+        return input_shapes(LEAST), input_shapes(MOST), input_shapes(USUAL)
+    profile = read_profile(name)
+    return profile.shapes(1), profile.shapes(profile.most_slices), profile.shapes(1)
 
 
-def _add_profile(builder: Any, config: Any, network: Any, one: Shapes, most: Shapes) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, one: Shapes, most: Shapes, usual: Shapes) -> None:
     found = {network.get_input(i).name for i in range(network.num_inputs)}
     if found != set(one):
         raise BackendError(f"the graph has inputs {sorted(found)}; there are shapes for {sorted(one)}")
     shapes = builder.create_optimization_profile()
     for name in one:
-        shapes.set_shape(name, one[name], one[name], most[name])
+        shapes.set_shape(name, one[name], usual[name], most[name])
     if config.add_optimization_profile(shapes) < 0:
         raise BackendError(f"the shapes do not fit the graph: {dict(most)}")
 

@@ -27,14 +27,17 @@ MOST_NOISE = 0.12  # as `recon.superres.noise_level` sees it, fine detail includ
 LEAST_SLICES = 5
 N_SIMULATED = 4
 LIMITS = (
-    "Trained in five stretches, between which the loss, the noise and the share of contrasts were adjusted and the "
-    "learning rate began again: a fresh run with the settings as they are now will differ a little. What held-out "
-    "subjects gained was watched while this was done, so their figures are a little optimistic.",
+    "What held-out subjects gained was watched while network and loss were chosen, so their figures are a little "
+    "optimistic. Training on a GPU is not repeatable to the bit: a fresh run will differ a little.",
     "Resolution recovery, learned from 3 T and 1.5 T images: nothing in it comes from a 7 T scanner.",
     "Detail beyond the measured k-space is a guess, the likeliest by the training images; a structure finer than the "
     "measured voxel may be missing or misshapen. Not for diagnosis, measurement or triage.",
-    "No real proton-density volume was at hand: that contrast rests on simulated heads and bent contrasts alone.",
-    "Few held-out subjects; pathology among them: multiple sclerosis and one old stroke.",
+    "No real proton-density volume was at hand: that contrast rests on simulated heads and bent contrasts alone. The "
+    "simulated heads that measure have other seeds than the simulated proton-density heads that were trained on, but "
+    "are deformed from the same average head by the same simulator: gains on simulated heads, of any contrast, are "
+    "far above those on real ones and say little about real proton-density scans.",
+    "Few held-out subjects; pathology among them: multiple sclerosis and one old stroke. The single slices of stroke "
+    "and tumour patients come from sets that were not trained on, resampled by their makers.",
     "Thinner slices were learned from isotropic volumes of which most are T1w, and assume touching slices.",
     "Below 3 T and with strong noise, motion or metal nothing was evaluated; such scans are mostly refused, not all.",
 )

@@ -67,7 +67,7 @@ def fixed_scan(profile: Profile) -> dict[str, Array]:
     """
     rng = np.random.default_rng(0)
     n_y, n_x = profile.y, profile.x
-    image = _picture(n_y, n_x, rng)
+    image = picture(n_y, n_x, rng)
     maps = _coils(profile.coils, n_y, n_x)
     noise = _NOISE * (rng.standard_normal((*maps.shape, 2)) @ [1, 1j])
     lines = _lines(profile)
@@ -109,7 +109,7 @@ def _lines(profile: Profile) -> Array:
     return averages
 
 
-def _picture(n_y: int, n_x: int, rng: np.random.Generator) -> Array:
+def picture(n_y: int, n_x: int, rng: np.random.Generator) -> Array:
     """Return a complex image (y, x) of ellipses with texture, brightest part about 1."""
     y, x = np.linspace(-1, 1, n_y)[:, None], np.linspace(-1, 1, n_x)
     image = np.zeros((n_y, n_x))

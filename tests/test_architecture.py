@@ -61,6 +61,7 @@ LIBRARIES = {  # which of our modules may import it; "recon" and the like stand 
     "defusedxml": {"edge.header"},
     "threadpoolctl": {
         "edge.chain",
+        "edge.triage_process",
         "export.batches",
         "export.calibrate_quality",
         "export.measurements",

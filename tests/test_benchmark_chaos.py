@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import chaos
 from benchmarks.chaos_world import build_clock_shift
+from tests.archive import needs_dcmtk
 
 READ_CLOCKS = "import time; print(time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))"
 
@@ -30,6 +31,21 @@ def test_two_faults_lose_nothing(
     assert not any(results["lost"].values())
     assert sum(results["faults"].values()) == 2
     assert results["scans_done"] >= 1
+    assert results["alerts"] == results["scans_done"]
+
+
+@needs_dcmtk
+def test_what_is_deleted_meanwhile_was_delivered_and_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(chaos, "_WEIGHTS", {"triage killed": 1, "archive dead for a while": 1})
+    out = tmp_path / "chaos.json"
+    words = ["chaos", "--faults", "2", "--scanners", "1", "--retention", "--seed", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    chaos.main()
+    results = json.loads(out.read_text())["results"]
+    assert not any(results["lost"].values())
+    assert results["scans_deleted"] >= 1
     assert results["alerts"] == results["scans_done"]
 
 

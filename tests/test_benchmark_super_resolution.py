@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy import ndimage
 pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'scanside[train]')")
 
 from benchmarks import super_resolution
+from benchmarks.record import write_record
 from benchmarks.superres_cases import cubic, cut_off, ring_correlation, self_taught, sinc, volume_of
 from benchmarks.superres_lesions import auc, count_new
 from edge.superres_model import open_refiner
@@ -64,15 +66,29 @@ def test_only_what_is_new_counts_as_a_false_structure() -> None:
 
 def test_noise_is_refused_and_next_to_nothing_would_be_added(tmp_path: Path) -> None:
     refiner = open_refiner()
+    receiver = np.random.default_rng(0).standard_normal((2, 1, 64, 64))
     rows = {
         name: super_resolution._null(volume_of(data.astype(np.float32), (5, 2, 2)), refiner, "")
         for name, data in (
-            ("noise", np.abs(np.random.default_rng(0).standard_normal((1, 64, 64)))),
+            ("noise", np.hypot(*receiver)),
             ("constant", np.ones((1, 64, 64))),
         )
     }
     assert all(row["refused"] for row in rows.values())
     assert all(row["share"] < 0.01 for row in rows.values())
+
+
+def test_a_record_takes_new_milliseconds_of_its_own_weights_only(tmp_path: Path) -> None:
+    refiner, path = open_refiner(), tmp_path / "record.json"
+    results = {"model_sha256": refiner.card.sha256, "cost": {"median_ms": 1e6}}
+    write_record({"results": results}, path)
+    super_resolution.time_again(path, refiner, 1)
+    found = json.loads(path.read_bytes())["results"]
+    assert 0 < found["cost"]["median_ms"] < 1e6
+    assert found["cost_when_busy"] == [{"median_ms": 1e6}]
+    write_record({"results": {**results, "model_sha256": "another"}}, path)
+    with pytest.raises(ValueError, match="other weights"):
+        super_resolution.time_again(path, refiner, 1)
 
 
 def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
@@ -104,8 +120,8 @@ def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
 @pytest.mark.real_data
 @pytest.mark.skipif(not (DATA / "brain" / "index.csv").is_file(), reason="the data folder is not there")
 def test_held_out_heads_are_served_better_than_by_zero_filling() -> None:
-    rows = super_resolution.in_plane(DATA, open_refiner(), 1, 0, None)
-    assert {row["contrast"] for row in rows} >= {"T1w", "T2w", "FLAIR"}
+    rows = super_resolution.in_plane(DATA, open_refiner(), 1, 0, None, 1)
+    assert {row["contrast"] for row in rows} >= {"T1w", "T2w", "FLAIR", "T1w-Gd"}
     for row in rows:
         assert row["network"]["psnr"] > row["sinc"]["psnr"]
         assert row["in_band"] < 1e-5

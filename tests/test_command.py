@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edge.command import COMMANDS, main
+from edge.doctor import triage_finding
+from edge.ledger import Ledger
+from edge.settings import Settings, TriageSettings
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +86,18 @@ def test_serve_and_doctor_name_a_wrong_setting(tmp_path: Path, capsys: pytest.Ca
     assert main(["serve", "--config", str(config)]) == 2
     assert main(["doctor", "--config", str(config)]) == 2
     assert capsys.readouterr().err.count("mrd.prot") == 2
+
+
+def test_doctor_names_the_triage_networks_and_what_waits_for_them(tmp_path: Path) -> None:
+    found = triage_finding(Settings(), tmp_path)
+    assert (found.level, found.words.count("scanside-")) == ("ok", 4)
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        ledger.db.execute("CREATE TABLE triage (scan_id TEXT)")
+        ledger.db.execute("INSERT INTO triage VALUES ('A')")
+    found = triage_finding(replace(Settings(), triage=TriageSettings(models=str(tmp_path))), tmp_path)
+    assert found.level == "note"
+    assert found.words.startswith("no network")
+    assert found.words.endswith("1 scan waits for it")
 
 
 def test_doctor_finds_a_state_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

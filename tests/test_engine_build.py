@@ -10,15 +10,13 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edge.model import MODEL, RECONSTRUCTION, load_card, model_file
 from export.engine import PLAN, Shapes, build, main, shapes_of
 from recon.engine import Profile, profile_for
 from recon.errors import BackendError
-from recon.fine_grid import band_axis
-from recon.superres import network_inputs
+from recon.superres_engine import PROFILE
 from triage.score import VIEW
 
 library = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
@@ -29,34 +27,30 @@ CUT = Profile(96, 104, 1, 48, 96, 4, 32)
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_shipped_network_is_built(precision: str) -> None:
     path, _ = model_file(RECONSTRUCTION, load_card(RECONSTRUCTION), precision)
-    plan = build(path.read_bytes(), *shapes_of(SMALL), library, target="SM86")
+    plan = build(path.read_bytes(), *shapes_of(SMALL.name), library, target="SM86")
     assert len(plan) > path.stat().st_size  # it holds the weights
 
 
-def networks_beside_it() -> dict[str, tuple[Path, Shapes, Shapes]]:
-    """The other networks: their files, and their inputs' shapes for one slice or plane and for the most."""
+def networks_beside_it() -> dict[str, tuple[Path, Shapes, Shapes, Shapes]]:
+    """The other networks: their files, and their inputs' shapes for the least, the most, and to be fastest for."""
     assets = RECONSTRUCTION.parent
-    inputs = network_inputs(np.zeros((1, 64, 80), np.float32), band_axis(64), band_axis(80), 0.01)
-    one = {name: each.shape for name, each in inputs.items()}
-    found: dict[str, tuple[Path, Shapes, Shapes]] = {
-        "super_resolution": (assets / "super_resolution" / MODEL, one, one)
-    }
+    found = {"super_resolution": (assets / "super_resolution" / MODEL, *shapes_of(PROFILE))}
     for path in sorted((assets / "triage").glob(f"*/{MODEL}")):
-        found[path.parent.name] = (path, {"planes": (1, 2, *VIEW)}, {"planes": (8, 2, *VIEW)})
+        found[path.parent.name] = (path, *({"planes": (n, 2, *VIEW)} for n in (1, 8, 1)))
     return found
 
 
 @pytest.mark.parametrize("name", sorted(networks_beside_it()))
 def test_the_networks_beside_it_are_built(name: str) -> None:
-    path, one, most = networks_beside_it()[name]
-    plan = build(path.read_bytes(), one, most, library, target="SM86")
+    path, *shapes = networks_beside_it()[name]
+    plan = build(path.read_bytes(), *shapes, library, target="SM86")
     assert len(plan) > path.stat().st_size / 2  # weights, whose layout is the builder's
 
 
 def test_shapes_that_no_input_has_are_refused() -> None:
-    path, one, most = networks_beside_it()["super_resolution"]
+    path, *shapes = networks_beside_it()["super_resolution"]
     with pytest.raises(BackendError, match="there are shapes for"):
-        build(path.read_bytes(), {"image": one["image"]}, {"image": most["image"]}, library, target="SM86")
+        build(path.read_bytes(), *({"image": each["image"]} for each in shapes), library, target="SM86")
 
 
 def test_a_scan_undersampled_along_both_axes_has_its_engine_too(
@@ -73,9 +67,9 @@ def test_a_scan_undersampled_along_both_axes_has_its_engine_too(
 def test_what_cannot_be_built_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = (RECONSTRUCTION / MODEL).read_bytes()
     with pytest.raises(BackendError, match="cannot be parsed"):
-        build(b"no network", *shapes_of(SMALL), library, target="SM86")
+        build(b"no network", *shapes_of(SMALL.name), library, target="SM86")
     with pytest.raises(BackendError, match=r"cannot be built: .*FP32 GEMM"):
-        build(model, *shapes_of(SMALL), library, target="SM75")  # data consistency needs float32 products
+        build(model, *shapes_of(SMALL.name), library, target="SM75")  # data consistency needs float32 products
     words = ["--model", str(tmp_path / "none.onnx"), "--profile", SMALL.name, "--out", str(tmp_path)]
     assert main([*words, "--library", "tensorrt_rtx"]) == 1
     assert "none.onnx" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]

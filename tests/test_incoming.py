@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom.uid import CTImageStorage, MRImageStorage
+from pynetdicom import AE
 
 from benchmarks.chaos_world import rows
 from edge.audit import TRAIL, verify
@@ -172,6 +174,7 @@ def test_a_series_is_triaged_alerts_once_and_grows(site: Site, tmp_path: Path) -
 def test_a_raw_scan_and_a_series_of_one_study_are_one_exam(site: Site, tmp_path: Path, small_scan: Path) -> None:
     before = set(site.done())
     stream_file(open_raw(small_scan), "127.0.0.1", site.daemon.port, answer_s=WAIT_S)
+    until(lambda: "scan done" in site.log(), "the scan")
     (raw_id,) = re.findall(r"scan done id=(\S+)", site.log())
     study = re.search(rb"<studyInstanceUID>(.*?)</studyInstanceUID>", open_raw(small_scan).header)
     assert study is not None
@@ -236,6 +239,50 @@ def test_a_full_disk_is_told_and_ends(site: Site, tmp_path: Path) -> None:
     config.write_text(CONFIG)
     os.kill(site.daemon.pid, signal.SIGHUP)
     until(lambda: storescu(site.port, files).count(STORED) == 2, "room")
+
+
+def test_associations_beyond_the_cap_are_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    site = Site(tmp_path, CONFIG.replace("quiet_s", "max_associations = 2\nquiet_s") + QUICK)
+    files = write_series(tmp_path / "capped", "capped")
+    entity = AE("MR1")
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = WAIT_S
+    entity.add_requested_context(MRImageStorage)
+
+    def associate() -> Any:
+        return entity.associate("127.0.0.1", site.port, ae_title="SCANSIDE")
+
+    try:
+        held = [associate() for _ in range(2)]
+        assert [each.is_established for each in held] == [True, True]
+        assert held[0].send_c_store(str(files[0])).Status == 0
+        for _ in range(3):
+            refused = associate()
+            assert refused.is_rejected
+            primitive = refused.acceptor.primitive
+            assert (primitive.result, primitive.result_source, primitive.diagnostic) == (
+                2,
+                3,
+                2,
+            )  # for now: local limit
+            assert "rejected" in storescu(site.port, files[:1])
+        # Those that are there go on, on both associations, and what they bring is triaged.
+        assert {each.send_c_store(str(path)).Status for each in held for path in files[1:5]} == {0}
+        held[0].release()
+        until(lambda: storescu(site.port, files[5:]).count(STORED) == 5, "a place")
+        held[1].release()
+        until(lambda: len(site.done()) == 1 and set(site.done().values()) >= {1}, "the series")
+        until(lambda: len(site.audit("refused")) >= 6, "the records")
+        assert set(site.audit("refused")) == {"DICOM: too many associations at once"}
+        (scan_id,) = site.done()
+        assert len(list((site.state / "incoming" / scan_id).glob("*.dcm"))) == 10
+        with ThreadPoolExecutor(8) as pool:  # all at once: never more than may
+            burst = list(pool.map(lambda _: associate(), range(8)))
+        assert sum(each.is_established for each in burst) <= 2
+        assert all(each.is_established or each.is_rejected for each in burst)
+        for each in burst:
+            each.abort()
+    finally:
+        site.daemon.stop()
 
 
 def test_killed_at_any_moment_nothing_is_lost_that_was_a_success(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_gauges_and_counters_name_no_scan() -> None:
     metrics.on_event("quality", {"scan_id": "SECRET", "early": True})
     metrics.on_event("findings", {"scan_id": "SECRET", "findings": [{"finding": "mass", "state": "not assessed"}]})
     metrics.set_gauges(
-        scans=1, series=7, worker=True, silent_s=0.5, free_bytes=10, open_alerts=2, oldest_s=3.0, clients=1, audit=5,
+        scans=1, series=7, worker=True, silent_s=0.5, triage=True, triage_waiting=8,
+        triage_s=9.0, free_bytes=10, open_alerts=2, oldest_s=3.0, clients=1, audit=5,
         audit_is_broken=False, deliveries={("hl7", "dead"): 4}, archive_s={"pacs": 6.0},
     )  # fmt: skip
     metrics.on_incoming("refused")
@@ -192,6 +193,8 @@ def test_gauges_and_counters_name_no_scan() -> None:
     assert 'scanside_verdicts_total{verdict="none"} 1.0' in page
     assert 'scanside_incoming_objects_total{outcome="refused"} 1.0' in page
     assert "scanside_incoming_open 7.0" in page
+    assert "scanside_triage_waiting 8.0" in page
+    assert "scanside_triage_wait_seconds 9.0" in page
     assert 'scanside_deliveries{sink="hl7",state="dead"} 4.0' in page
     assert "SECRET" not in page
     metrics.close()
@@ -250,9 +253,17 @@ def test_units_expose_little(units: Path, name: str) -> None:
 
 def test_a_worker_that_dies_as_it_starts_died_of_no_scan(caplog: pytest.LogCaptureFixture) -> None:
     deaths: list[str] = []
+    starts: list[int] = []
 
     async def run() -> None:
-        crew = Crew({}, 30.0, lambda report, payload: None, lambda: None, lambda: deaths.append("counted"))
+        crew = Crew(
+            {},
+            30.0,
+            lambda report, payload: None,
+            lambda: None,
+            lambda: deaths.append("counted"),
+            on_false_start=starts.append,
+        )
         task = asyncio.create_task(crew.run())  # without settings it dies at once
         for _ in range(int(WAIT_S / 0.05)):
             if "worker ended" in caplog.text:
@@ -265,6 +276,7 @@ def test_a_worker_that_dies_as_it_starts_died_of_no_scan(caplog: pytest.LogCaptu
     asyncio.run(run())
     assert "worker ended" in caplog.text
     assert not deaths
+    assert starts[0] == 1
 
 
 def test_the_unit_serves_a_scan_under_a_real_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

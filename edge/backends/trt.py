@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recon.arrays import Array
-from recon.engine import Profile, fit, profile_of
+from recon.engine import Profile, Shape, fit, profile_of
 from recon.errors import BackendError, ShapeError
 from recon.network import Card
+from recon.superres_engine import LEAST, MOST, OUTPUTS, PROFILE, fits, input_shapes
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
 _GRAPHS = 8  # kept; each holds addresses only
@@ -58,14 +59,15 @@ def find_device() -> Device:
     return Device(library, cupy, gpu, f"{library.__name__} {library.__version__}")
 
 
-class TrtNetwork:
-    """One engine; see `recon.network.Network`. It runs inputs of its profile and no others."""
+class Launcher:
+    """An engine that is loaded: arrays by name to arrays by name, whatever they are called."""
 
-    def __init__(self, plan: bytes, profile: Profile, card: Card, precision: str, device: Device) -> None:
-        """Load the plan; raises BackendError where this TensorRT does not take it."""
-        self.card = card
+    def __init__(self, plan: bytes, of: str, names: set[str], precision: str, device: Device) -> None:
+        """Load the plan `of` something, whose inputs and outputs must be `names`.
+
+        Raises BackendError where this TensorRT does not take it.
+        """
         self.backend = f"{device.runtime} {precision} on {device.gpu}"
-        self._profile = profile
         self._cupy = device.cupy
         self._graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._seen: tuple[int, ...] = ()
@@ -80,37 +82,26 @@ class TrtNetwork:
         except Exception as error:
             raise BackendError(f"{device.runtime} cannot load the engine: {type(error).__name__}") from error
         if self._context is None:
-            raise BackendError(f"{device.runtime} does not take the engine of {profile.name}")
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        if set(names) != {*profile.shapes(1), "image"}:
-            raise BackendError(f"the engine of {profile.name} has other inputs than a reconstruction network")
+            raise BackendError(f"{device.runtime} does not take the engine of {of}")
+        if {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)} != names:
+            raise BackendError(f"the engine of {of} has other inputs or outputs than {', '.join(sorted(names))}")
         self._buffers: dict[tuple[str, tuple[int, ...]], Any] = {}
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return {"image"}, fresh, on the device where `inputs` are; raise BackendError for any failure.
+    def launch(self, values: Mapping[str, Array], shapes: Mapping[str, Shape], on_device: bool) -> dict[str, Array]:
+        """Return fresh outputs of `shapes`, on the device where the values are; raise BackendError for any failure.
 
-        The output is filled with NaN before each run, so that a run which wrote nothing cannot pass for one that did.
+        Outputs are filled with NaN before each run, so that a run which wrote nothing cannot pass for one that did.
         """
-        if self._context is None:
-            raise BackendError("the network was closed")
         try:
-            found = profile_of(inputs)
-            if found != self._profile:
-                raise BackendError(f"the engine is for {self._profile.name}; the scan needs {found.name}")
-            values = fit(inputs, self._profile)
-        except (KeyError, ShapeError) as error:
-            raise BackendError(f"TensorRT failed to run the network: {type(error).__name__}") from error
-        on_device = isinstance(inputs["adjoint"], self._cupy.ndarray)
-        try:
-            image = self._launch(values, on_device)
+            outputs = self._launch(values, shapes, on_device)
         except BackendError:
             raise
         except Exception as error:
             raise BackendError(f"TensorRT failed to run the network: {type(error).__name__}") from error
         xp = self._cupy if on_device else np
-        if not bool(xp.isfinite(image).all()):
+        if not all(bool(xp.isfinite(output).all()) for output in outputs.values()):
             raise BackendError("the network gave values that are not finite numbers")
-        return {"image": image}
+        return outputs
 
     def close(self) -> None:
         """Give back the device's memory; a second call does nothing."""
@@ -118,52 +109,52 @@ class TrtNetwork:
         self._buffers.clear()
         self._context = self._engine = self._runtime = None
 
-    def _launch(self, values: Mapping[str, Array], on_device: bool) -> Array:
+    def _launch(self, values: Mapping[str, Array], shapes: Mapping[str, Shape], on_device: bool) -> dict[str, Array]:
         cupy, stream = self._cupy, self._stream
         if on_device:  # what made them may still be at work on its own stream
             stream.wait_event(cupy.cuda.get_current_stream().record())
-        n_slices = values["adjoint"].shape[0]
         with stream:
             placed = {name: self._place(name, value) for name, value in values.items()}
-            output = self._buffer("image", (n_slices, 2, self._profile.y, self._profile.x))
-            key = (n_slices, *(array.data.ptr for array in placed.values()))
+            outputs = {name: self._buffer(name, shape) for name, shape in shapes.items()}
+            key = tuple(number for array in placed.values() for number in (*array.shape, array.data.ptr))
             graph = self._graphs.get(key)
             if graph is None:
-                graph = self._enqueue(placed, output, key)
+                graph = self._enqueue(placed, outputs, key)
             if graph is not None:
                 graph.launch(stream)
-            image = output.copy() if on_device else output.get(stream=stream)
+            found = {name: each.copy() if on_device else each.get(stream=stream) for name, each in outputs.items()}
             stream.synchronize()
-        return image
+        return found
 
-    def _enqueue(self, placed: Mapping[str, Array], output: Array, key: tuple[int, ...]) -> Any:
+    def _enqueue(self, placed: Mapping[str, Array], outputs: Mapping[str, Array], key: tuple[int, ...]) -> Any:
         """Run once without a graph, or return one to launch where the same run was seen just before."""
         if key != self._seen:
             for name, array in placed.items():
                 if not self._context.set_input_shape(name, array.shape):
                     raise BackendError(f"the engine does not take {name} of shape {array.shape}")
                 self._context.set_tensor_address(name, array.data.ptr)
-            self._context.set_tensor_address("image", output.data.ptr)
-            if tuple(self._context.get_tensor_shape("image")) != output.shape:
-                raise BackendError("the engine's image has another shape than the scan's")
+            for name, output in outputs.items():
+                self._context.set_tensor_address(name, output.data.ptr)
+                if tuple(self._context.get_tensor_shape(name)) != output.shape:
+                    raise BackendError(f"the engine's {name} has another shape than the scan's")
         elif self._may_capture:
-            graph = self._capture(output)
+            graph = self._capture(outputs)
             if graph is not None:
                 self._graphs[key] = graph
                 if len(self._graphs) > _GRAPHS:
                     self._graphs.popitem(last=False)
                 return graph
         self._seen = ()
-        self._execute(output)
+        self._execute(outputs)
         self._seen = key
         return None
 
-    def _capture(self, output: Array) -> Any:
+    def _capture(self, outputs: Mapping[str, Array]) -> Any:
         """Return the run as a CUDA graph, or None where the driver or the engine does not allow it."""
         try:
             self._stream.begin_capture()
             try:
-                self._execute(output)
+                self._execute(outputs)
             finally:
                 graph = self._stream.end_capture()
         except Exception:  # said once, by the absence of a graph: runs go on without
@@ -171,8 +162,9 @@ class TrtNetwork:
             return None
         return graph
 
-    def _execute(self, output: Array) -> None:
-        output.fill(np.nan)
+    def _execute(self, outputs: Mapping[str, Array]) -> None:
+        for output in outputs.values():
+            output.fill(np.nan)
         if not self._context.execute_async_v3(self._stream.ptr):
             raise BackendError("TensorRT failed to run the network: it would not start")
 
@@ -192,3 +184,44 @@ class TrtNetwork:
         if found is None:
             found = self._buffers[name, shape] = self._cupy.empty(shape, np.float32)
         return found
+
+
+class TrtNetwork(Launcher):
+    """The engine of a reconstruction; see `recon.network.Network`. It runs inputs of its profile and no others."""
+
+    def __init__(self, plan: bytes, profile: Profile, card: Card, precision: str, device: Device) -> None:
+        """Load the plan; raises BackendError where this TensorRT does not take it."""
+        super().__init__(plan, profile.name, {*profile.shapes(1), "image"}, precision, device)
+        self.card = card
+        self._profile = profile
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return {"image"}, fresh, on the device where `inputs` are; raise BackendError for any failure."""
+        if self._context is None:
+            raise BackendError("the network was closed")
+        try:
+            found = profile_of(inputs)
+            if found != self._profile:
+                raise BackendError(f"the engine is for {self._profile.name}; the scan needs {found.name}")
+            values = fit(inputs, self._profile)
+        except (KeyError, ShapeError) as error:
+            raise BackendError(f"TensorRT failed to run the network: {type(error).__name__}") from error
+        shape = (values["adjoint"].shape[0], 2, self._profile.y, self._profile.x)
+        return self.launch(values, {"image": shape}, isinstance(inputs["adjoint"], self._cupy.ndarray))
+
+
+class TrtRefiner(Launcher):
+    """The engine of super-resolution; see `recon.superres_card.Session`. It runs planes that `fits` and no others."""
+
+    def __init__(self, plan: bytes, device: Device) -> None:
+        """Load the plan; raises BackendError where this TensorRT does not take it."""
+        super().__init__(plan, PROFILE, {*input_shapes(LEAST), *OUTPUTS}, "float32", device)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return what is placed and what is added, fresh, on the host; raise BackendError for any failure."""
+        if self._context is None:
+            raise BackendError("the network was closed")
+        if not fits(inputs):
+            raise BackendError(f"the engine of {PROFILE} is for planes of {LEAST} to {MOST} voxels a side")
+        shape = (len(inputs["image"]), 1, len(inputs["place_y"]), len(inputs["place_x"]))
+        return self.launch(inputs, dict.fromkeys(OUTPUTS, shape), False)

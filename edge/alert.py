@@ -22,6 +22,7 @@ NOTICE = "For notification only. Not for diagnostic use. Read the full study."
 ACR_CODES = {1: "RID49480", 2: "RID49481", 3: "RID49482"}
 _ACR_BY_FINDING = {"infarct": 1, "haemorrhage": 1, "mass": 2}  # where the finding does not carry its category
 _SAME_PLACE = 0.25  # of the smaller box lies in the other
+_NEAR_MM = 5.0  # boxes nearer than a slice are at one place
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,14 @@ def _places(flagged: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]
 
 
 def _overlap(one: Any, other: Any) -> bool:
-    """Whether two boxes, lower and upper corner each, share `_SAME_PLACE` of the smaller; False where one is None."""
+    """Whether two boxes, lower and upper corner each, share `_SAME_PLACE` of the smaller; False where one is None.
+
+    The first is taken `_NEAR_MM` larger all round: what one network outlines in a slice, another may in the next one.
+    """
     if one is None or other is None:
         return False
-    shared = [min(b, d) - max(a, c) for a, b, c, d in zip(*one, *other, strict=True)]
+    grown = ((a - _NEAR_MM, b + _NEAR_MM, c, d) for a, b, c, d in zip(*one, *other, strict=True))
+    shared = [min(b, d) - max(a, c) for a, b, c, d in grown]
     least = min(math.prod(b - a for a, b in zip(*box, strict=True)) for box in (one, other))
     return bool(min(shared) > 0 and math.prod(shared) >= _SAME_PLACE * least)
 

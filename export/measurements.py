@@ -91,12 +91,16 @@ def measured(drawn: Drawn, seed: int, atlas: FluidAtlas) -> list[Case]:
     return out
 
 
-def fit_spread(truth: Array, found: Array, floor: float) -> Spread:
-    """Return the spread of a measurement: scale by the median ratio of the larger half, conformal half width."""
+def fit_spread(truth: Array, found: Array, floor: float, is_total: bool = False) -> Spread:
+    """Return the spread of a measurement: scale by the median ratio of the larger half, conformal half width.
+
+    is_total: the scale is that of all cases together, so that they have no bias; outliers then count.
+    """
     known = np.isfinite(found)
     truth, found = truth[known], found[known]
     large = truth >= np.median(truth)
-    scale = float(np.median(truth[large] / np.maximum(found[large], 1e-6)))
+    median = np.median(truth[large] / np.maximum(found[large], 1e-6))
+    scale = float(truth.sum() / max(float(found.sum()), 1e-6) if is_total else median)
     value = scale * found
     off = np.abs(value - truth)
     slope = float(np.clip(np.polyfit(value, off, 1)[0], 0, 0.3))

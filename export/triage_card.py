@@ -19,6 +19,7 @@ import torch
 from export.onnx import OPSET
 from export.slices import SETS
 from export.triage_checks import check
+from export.triage_composites import composites, joined
 from export.triage_images import Plane, load
 from export.triage_likeness import fit_likeness
 from export.triage_onnx import check_triage, open_triage, write_triage
@@ -38,13 +39,14 @@ from export.triage_statistics import (
     words,
 )
 from export.triage_train import load_triage
-from export.triage_validation import Cases, evaluate, held_out, visibility
+from export.triage_validation import Cases, evaluate, held_out, visibility, volumes_without
 from recon.arrays import Array
 from triage.card import CALIBRATION, EVIDENCE
 from triage.preprocess import SIZE, STEP_MM
 from triage.score import VIEW
 
-VERSION = "1"
+VERSION = "2"
+ABOVE = 0.01  # logit above the highest score of a real volume without the finding
 STEPS = (100, 200, 400, 1000, 2000)  # mm²
 FINDING = {"infarct": "infarct", "infarct-dwi": "infarct", "haemorrhage": "haemorrhage", "mass": "mass"}
 CONTRASTS = {
@@ -148,8 +150,11 @@ def _contrast(
     slices = results.where(published) if evidence == "real" else results.where(~results.is_exam)
     if evidence == "real" and slices.is_positive.all():  # tumours alone: heads without one are another set's
         slices = results.where(published | (~results.is_exam & ~results.is_positive))
-    exams = results.where(results.is_exam)
-    one, exam = _decision(slices, 0.0), _decision(exams, EXAM_SPECIFICITY)
+    exams = composites(results)
+    volumes = volumes_without(contrast, planes)
+    highest = evaluate(session, volumes)[0].score if volumes else np.full(1, -np.inf)
+    floor = float(highest.max()) + ABOVE
+    one, exam = _decision(slices, 0.0), _decision(exams, EXAM_SPECIFICITY, floor)
     n_planes = [len(each.images) for each in cases]
     is_plain = np.repeat([not each.is_simulated or each.group.startswith("head-") for each in cases], n_planes)
     if contrast in ("swi", "dwi") or not is_plain.any():  # there is nothing else
@@ -157,20 +162,36 @@ def _contrast(
     images = np.concatenate([each.images for each in cases])[is_plain]
     features = features[is_plain]
     likeness = fit_likeness(session, name, contrast, planes, images, features, arrays)
-    kept = published | (results.is_simulated & (results.is_exam | (evidence == "simulated")))
+    kept = published | (results.is_simulated & ~results.is_exam & (evidence == "simulated"))
     if evidence == "real" and not (published & ~results.is_positive).any():
-        kept |= ~results.is_positive
-    saved = results.where(kept)
+        kept |= ~results.is_exam & ~results.is_positive
+    saved = joined(results.where(kept), exams)
     for field in ("score", "area_mm2"):
         arrays[f"{contrast}.{field}"] = getattr(saved, field).astype(np.float32)
     for field in ("is_positive", "is_exam", "is_simulated"):
         arrays[f"{contrast}.{field}"] = getattr(saved, field)
     arrays[f"{contrast}.group"] = np.unique(saved.group, return_inverse=True)[1].astype(np.int32)
     out: dict[str, Any] = {"evidence": evidence, "slice": one, "exam": exam, **likeness}
+    laid = "patients' slices in simulated heads" if (exams.is_positive & ~exams.is_simulated).any() else "simulated"
+    if (~exams.is_positive & ~exams.is_simulated).any() and laid == "simulated":
+        laid = "simulated; without: patients' slices in simulated heads"
     out["metrics"] = {
-        "slices": {"of": "patients" if evidence == "real" else "simulated", **_summary(slices, slices, 0.0)},
-        "exams": {"of": "simulated", **_summary(exams, exams, EXAM_SPECIFICITY)},
+        "slices": {"of": _of(slices), **_summary(slices, slices, 0.0)},
+        "exams": {"of": laid, **_summary(exams, exams, EXAM_SPECIFICITY, floor)},
     }
+    if (~exams.is_simulated).any():
+        heads = results.where(results.is_exam)
+        out["metrics"]["simulated_exams"] = {"of": "simulated", **_summary(heads, exams, EXAM_SPECIFICITY, floor)}
+    if volumes:
+        others = volumes_without(contrast, planes, is_held_out=True)
+        chosen = balanced_threshold(exams.score, exams.is_positive, EXAM_SPECIFICITY)
+        out["volumes_without"] = {
+            "training": len(volumes),
+            "flagged": int((highest >= max(chosen, floor)).sum()),
+            "set_the_point": floor > chosen,
+            "held_out": len(others),
+            "held_out_flagged": int((evaluate(session, others)[0].score >= max(chosen, floor)).sum()) if others else 0,
+        }
     if evidence == "real":
         simulated = results.where(results.is_simulated & ~results.is_exam)
         out["metrics"]["simulated_slices"] = {"of": "simulated", **_summary(simulated, slices, 0.0)}
@@ -179,20 +200,28 @@ def _contrast(
     return out
 
 
-def _decision(cases: Cases, least_specificity: float) -> dict[str, float]:
-    """Return slope, offset and threshold as the card has them, from all held-out cases."""
+def _of(slices: Cases) -> str:
+    """Return whose slices these are, in words."""
+    real = ~slices.is_simulated
+    if real[slices.is_positive].any():
+        return "patients"
+    return "simulated; without: patients, too" if real[~slices.is_positive].any() else "simulated"
+
+
+def _decision(cases: Cases, least_specificity: float, floor: float = -np.inf) -> dict[str, float]:
+    """Return slope, offset and threshold as the card has them, from all held-out cases; no point below `floor`."""
     slope, offset = fit(cases.score, cases.is_positive)
-    threshold = balanced_threshold(cases.score, cases.is_positive, least_specificity)
+    threshold = max(balanced_threshold(cases.score, cases.is_positive, least_specificity), floor)
     found = {"slope": slope, "offset": offset, "threshold": sigmoid(slope * threshold + offset)}
     return {name: round(value, 5) for name, value in found.items()}
 
 
-def _summary(cases: Cases, chosen_on: Cases, least_specificity: float) -> dict[str, Any]:
+def _summary(cases: Cases, chosen_on: Cases, least_specificity: float, floor: float = -np.inf) -> dict[str, Any]:
     """Return the figures of cases at operating points that were chosen on other patients among `chosen_on`."""
     if cases is chosen_on:
-        flagged = flagged_by_others(cases.score, cases.is_positive, cases.group, least_specificity)
+        flagged = flagged_by_others(cases.score, cases.is_positive, cases.group, least_specificity, floor)
     else:
-        flagged = _flagged(cases, chosen_on, least_specificity)
+        flagged = _flagged(cases, chosen_on, least_specificity, floor)
     out = summary(cases.score, cases.is_positive, cases.area_mm2, flagged, STEPS)
     if cases is chosen_on and np.isfinite(flagged).all():
         error = calibration_error_by_others(cases.score, cases.is_positive, cases.group)
@@ -204,14 +233,14 @@ def _summary(cases: Cases, chosen_on: Cases, least_specificity: float) -> dict[s
     return out
 
 
-def _flagged(cases: Cases, chosen_on: Cases, least_specificity: float) -> Array:
+def _flagged(cases: Cases, chosen_on: Cases, least_specificity: float, floor: float = -np.inf) -> Array:
     """Return whether cases of another kind are flagged, each at the point of the patients that are not its own."""
     out = np.empty(len(cases.score))
     group, known = np.array(cases.group), np.array(chosen_on.group)
     for name in np.unique(group):
         others = known != name
         threshold = balanced_threshold(chosen_on.score[others], chosen_on.is_positive[others], least_specificity)
-        out[group == name] = cases.score[group == name] >= threshold
+        out[group == name] = cases.score[group == name] >= max(threshold, floor)
     return out
 
 

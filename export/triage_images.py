@@ -6,6 +6,7 @@ SET is one of
   tumour, tumour-chain   post-contrast T1w slices, likewise
   brain          axial planes of brain volumes, nothing outlined
   brain-chain    a share of them, reconstructed
+  volumes        the same volumes as they are read at run time, upright and regrouped as a whole, to try networks on
   shapes         axial outlines of the training patients' infarcts at any height, to draw others after
   heads-CONTRAST simulated whole heads (`recon.scanner`) with and without findings, most of them reconstructed
   exams-CONTRAST all slices of such heads, of other seeds: exams to calibrate on
@@ -102,6 +103,8 @@ def make(name: str, args: argparse.Namespace) -> Iterator[Plane]:
         yield from _through(rng, session, _of(args.split, _tumours(args.data / "tumour_t1c")))
     elif kind == "brain":
         yield from _brains(rng, session, args.data / "brain")
+    elif kind == "volumes":
+        yield from _volumes(args.data / "brain")
     elif kind == "shapes":
         yield from _shapes(rng, args.data / "stroke_flair")
     elif kind == "heads":
@@ -235,17 +238,8 @@ def _tumours(folder: Path) -> Iterator[Sliced]:
 
 
 def _brains(rng: np.random.Generator, session: Any, folder: Path) -> Iterator[Plane]:
-    """Yield axial planes of the brain volumes, about 5 mm apart, upright: the files' axes are R, A, S."""
-    import nibabel
-
-    names = {"T1w": "t1", "T1w-Gd": "t1ce", "T2w": "t2", "FLAIR": "flair"}
-    for row in _rows(folder / "index.csv"):
-        contrast = names.get(row["contrast"].removesuffix("-s1").removesuffix("-s2"))
-        if contrast is None or row["split"] not in ("train", "val"):
-            continue
-        image = nibabel.load(folder / row["file"])
-        volume = np.asarray(image.dataobj, np.float32)[::-1, ::-1].transpose(2, 1, 0)  # to z, P, L
-        spacing = [float(v) for v in image.header.get_zooms()[:3]]
+    """Yield axial planes of the brain volumes, about 5 mm apart, upright."""
+    for row, contrast, volume, spacing in _brain_volumes(folder):
         step = max(1, round(4.0 / spacing[2]))
         for number in range(0, len(volume), step):
             pixels = volume[number : number + step].mean(0)
@@ -261,6 +255,32 @@ def _brains(rng: np.random.Generator, session: Any, folder: Path) -> Iterator[Pl
                 continue
             if plane is not None:
                 yield plane
+
+
+def _brain_volumes(folder: Path) -> Iterator[tuple[dict[str, str], str, Array, list[float]]]:
+    """Yield index rows, contrasts, volumes (z, P, L) and voxels in mm (R, A, S, as the files' axes are)."""
+    import nibabel
+
+    names = {"T1w": "t1", "T1w-Gd": "t1ce", "T2w": "t2", "FLAIR": "flair"}
+    for row in _rows(folder / "index.csv"):
+        contrast = names.get(row["contrast"].removesuffix("-s1").removesuffix("-s2"))
+        if contrast is None or row["split"] not in ("train", "val"):
+            continue
+        image = nibabel.load(folder / row["file"])
+        volume = np.asarray(image.dataobj, np.float32)[::-1, ::-1].transpose(2, 1, 0)
+        yield row, contrast, volume, [float(v) for v in image.header.get_zooms()[:3]]
+
+
+def _volumes(folder: Path) -> Iterator[Plane]:
+    """Yield the planes of each brain volume that a network is shown at run time."""
+    for row, contrast, volume, spacing in _brain_volumes(folder):
+        centres = np.arange(len(volume))[:, None] * np.array((0.0, 0.0, spacing[2]))
+        mm = (spacing[2], spacing[1], spacing[0])
+        stack = Geometry.from_centres(centres, *AXIAL, volume.shape[1:], mm, spacing[2])
+        planes = prepare(volume, stack)
+        label = Label("volumes", row["subject"], row["split"], contrast, "none")
+        for image in planes.inputs[planes.is_usable, 0]:
+            yield Plane(image.astype(np.float16), np.zeros(image.shape, bool), label)
 
 
 def _shapes(rng: np.random.Generator, folder: Path) -> Iterator[Plane]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-WORDS = {"slices": "slices", "exams": "exams", "simulated_slices": "simulated slices"}
+WORDS = {
+    "slices": "slices",
+    "exams": "exams",
+    "simulated_slices": "simulated slices",
+    "simulated_exams": "exams of simulated heads",
+}
 
 
 def write_page(card: dict[str, Any], path: Path) -> None:

@@ -51,7 +51,7 @@ def main() -> None:
                 continue
             truth, found = volumes(folder, card, contrast, args.planes)
             if len(truth) >= MIN_CASES:
-                content["spreads"][name][contrast] = asdict(fit_spread(truth, found, FLOOR_ML))
+                content["spreads"][name][contrast] = asdict(fit_spread(truth, found, FLOOR_ML, is_total=True))
                 content["sizes"][f"{name} on {contrast}"] = tried(truth, found)
                 print(name, contrast, content["sizes"][f"{name} on {contrast}"], flush=True)
     path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
@@ -86,7 +86,7 @@ def tried(truth: Array, found: Array) -> dict[str, Any]:
     for _ in range(N_HALVINGS):
         order = rng.permutation(len(truth))
         for known, new in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-            spread = fit_spread(truth[known], found[known], FLOOR_ML)
+            spread = fit_spread(truth[known], found[known], FLOOR_ML, is_total=True)
             made = [spread.measurement(each, least=0.0) for each in found[new]]
             values = np.array([each.value for each in made], float)
             bias.append(float((values - truth[new]).sum() / truth[new].sum()))

@@ -85,11 +85,16 @@ def words(found: tuple[float, float, float]) -> list[float]:
     return [round(each, 4) for each in found]
 
 
-def flagged_by_others(score: Array, is_positive: Array, group: Sequence[str], least_specificity: float = 0.0) -> Array:
-    """Return how often each case is at or above an operating point chosen on other patients, float64 (case,)."""
+def flagged_by_others(
+    score: Array, is_positive: Array, group: Sequence[str], least_specificity: float = 0.0, floor: float = -np.inf
+) -> Array:
+    """Return how often each case is at or above an operating point chosen on other patients, float64 (case,).
+
+    floor: no point is below this score.
+    """
 
     def choose(known: Array, classes: Array) -> Callable[[Array], Array]:
-        threshold = balanced_threshold(known, classes, least_specificity)
+        threshold = max(balanced_threshold(known, classes, least_specificity), floor)
         return lambda new: (new >= threshold).astype(float)
 
     return cross_fitted(score, is_positive, np.array(group), choose)

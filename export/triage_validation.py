@@ -8,7 +8,7 @@ simulated head that no training saw; an exam's score is its planes' largest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from export.triage_images import Plane, load
 from export.triage_lesions import coarsen, insert_bleed, insert_infarct, insert_mass, to_diffusion, to_gradient_echo
 from export.triage_onnx import run_triage
 from export.triage_pool import MIN_AREA, is_training
+from export.triage_recipes import GLIOMA
 from recon.arrays import Array
 from triage.preprocess import SIZE
 from triage.score import plane_scores, probabilities
@@ -106,6 +107,9 @@ def held_out(finding: str, contrast: str, folder: Path, fold: str = "", seed: in
     cases: list[Case] = []
     if (finding, contrast) == ("infarct", "flair"):
         cases += [_slice(each) for each in planes if each.label.source == "stroke_flair" and _is_clear(each)]
+    if finding in ("haemorrhage", "mass") and contrast == "flair":  # nobody's infarct is either
+        patients = [each for each in planes if each.label.source == "stroke_flair" and each.label.factor == 0]
+        cases += [replace(_slice(each), masks=np.zeros((1, *SIZE), bool)) for each in patients]
     if (finding, contrast) == ("mass", "t1ce"):
         cases += [_slice(each) for each in planes if each.label.source == "tumour_t1c"]
     cases += _simulated(rng, finding, contrast, planes)
@@ -153,6 +157,21 @@ def exams_of(finding: str, contrast: str, planes: list[Plane]) -> list[Case]:
             continue
         images = np.stack([each.image for each in members]).astype(np.float32)
         cases.append(Case(images, masks, True, True, group, members[0].label.factor))
+    return cases
+
+
+def volumes_without(contrast: str, planes: list[Plane], is_held_out: bool = False) -> list[Case]:
+    """Return the real volumes of training subjects, or of others; the glioma is left out: nothing urgent is in them."""
+    by_group: dict[str, list[Plane]] = {}
+    for each in planes:
+        label = each.label
+        is_one = label.source == "volumes" and label.contrast == contrast and label.group != GLIOMA
+        if is_one and is_training(each, "") == (not is_held_out):
+            by_group.setdefault(label.group, []).append(each)
+    cases = []
+    for group, members in by_group.items():
+        images = np.stack([each.image for each in members]).astype(np.float32)
+        cases.append(Case(images, np.zeros(images.shape, bool), True, False, group))
     return cases
 
 

@@ -466,5 +466,8 @@ def test_a_place_is_told_once_under_its_likeliest_name() -> None:
         ("haemorrhage", []),
         ("other", []),
     ]
+    above = [[5.0, 5.0, 22.0], [20.0, 20.0, 27.0]]  # in the next slice
+    findings[0]["box_mm"] = above
+    assert len(alerts_of(SCAN, {"quality": QUALITY, "findings": findings}, {}, Times())) == 3
     assert alerts[0].acr_category == 1  # as urgent as the infarct that it may be
     assert alerts[0].to_json()["also"] == ({"finding": "infarct", "probability": 0.9, "evidence": "simulated"},)

@@ -11,8 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.scores import compare, head_mask, hfen, matched
-from export.slices import load_slices
-from export.superres_data import Head, cut_k_space, load_heads, make_thick
+from export.superres_data import Head, cut_k_space, held_out_patients, load_heads, make_thick
 from export.superres_likeness import simulated_slices
 from recon.arrays import Array
 from recon.fine_grid import band_axis
@@ -84,11 +83,11 @@ def simulated_cases(n_heads: int, noise: float = NOISE) -> Iterator[Case]:
 
 
 def patient_cases(data: Path, n_each: int, noise: float = NOISE) -> Iterator[Case]:
-    """Yield single slices of patients of two sets that no super-resolution training saw: strokes and tumours.
+    """Yield single slices of stroke and tumour patients that were not learned from.
 
     Both sets' makers resampled their slices: a spectrum that ends early leaves less to recover.
     """
-    found = [each for split in ("val", "train") for each in load_slices(data, split)]
+    found = held_out_patients(data)
     for source, contrast in PATIENTS.items():
         own = [each for each in found if each.source == source]
         for number, each in enumerate(own[:: max(1, len(own) // n_each)][:n_each]):

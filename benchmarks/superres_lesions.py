@@ -20,8 +20,7 @@ from scipy import ndimage
 from scipy.stats import beta
 
 from benchmarks.superres_cases import NAMES, NOISE, sinc, upright, volume_of
-from export.slices import load_slices
-from export.superres_data import cut_k_space, load_heads
+from export.superres_data import cut_k_space, held_out_patients, load_heads
 from recon.arrays import Array
 from recon.superres import super_resolve
 from recon.superres_card import Refiner
@@ -144,7 +143,7 @@ def false_structures(data: Path, refiner: Refiner, n_patients: int, noise: float
     """Count what stands out in super-resolved heads and is in neither truth nor input.
 
     Heads: the held-out T1w ones that have no lesion, eight slices each, and one slice each of `n_patients` stroke
-    patients, whom this network never saw (their lesions are in the truth, and count for nothing).
+    patients who were not learned from (their lesions are in the truth, and count for nothing).
     """
     found, by_sinc, n = 0, 0, 0
     for number, (planes, spacing, contrast) in enumerate(_heads(data, n_patients)):
@@ -173,8 +172,7 @@ def _heads(data: Path, n_patients: int) -> Iterator[tuple[Array, tuple[float, fl
             stack, spacing = upright(head)
             places = np.linspace(0.3, 0.7, 8)
             yield _even(stack[[int(f * len(stack)) for f in places]]), spacing, NAMES[head.contrast]
-    found = [each for split in ("val", "train") for each in load_slices(data, split)]
-    slices = [each for each in found if each.source == "stroke_flair"]  # this network was trained on none of them
+    slices = [each for each in held_out_patients(data) if each.source == "stroke_flair"]
     for each in slices[:: max(1, len(slices) // max(n_patients, 1))][:n_patients]:
         plane = each.pixels.astype(np.float32)
         yield _even(plane[None] / np.float32(np.percentile(plane, 99.5))), (5.0, *each.spacing_mm), "flair"

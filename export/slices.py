@@ -45,7 +45,7 @@ def load_slices(folder: Path, split: str, every: int = 2) -> list[Slice]:
 
     Raises FileNotFoundError where `folder` holds none of the sets.
     """
-    found = [*_brain(folder / "brain", split, every), *_stroke(folder / "stroke_flair", split)]
+    found = [*_brain(folder / "brain", split, every), *stroke_slices(folder / "stroke_flair", split)]
     found += _tumour(folder / "tumour_t1c", split)
     if not found:
         raise FileNotFoundError(f"{folder} holds none of {', '.join(SETS)} with a {split} split")
@@ -82,7 +82,8 @@ def _brain(folder: Path, split: str, every: int) -> Iterator[Slice]:
                 yield Slice(np.ascontiguousarray(plane), mm, row["subject"], row["contrast"], "brain", weight)
 
 
-def _stroke(folder: Path, split: str) -> Iterator[Slice]:
+def stroke_slices(folder: Path, split: str) -> Iterator[Slice]:
+    """Yield the slices of stroke patients of the suggested split, in the index's order; none without the set."""
     rows = _rows(folder / "index.csv")
     if not rows:
         return
@@ -95,23 +96,32 @@ def _stroke(folder: Path, split: str) -> Iterator[Slice]:
 
 
 def _tumour(folder: Path, split: str) -> Iterator[Slice]:
+    rows = _rows(folder / "index.csv")
+    if rows:
+        last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # a patient's slices stay together
+        chosen = [row for row in rows if (int(row["pseudo_group"]) > last) == (split == "val")]
+        yield from _read_tumours(folder, chosen)
+
+
+def tumour_slices(folder: Path, split: str) -> Iterator[Slice]:
+    """Yield the slices of tumour patients of a split of `tumour_splits`; none without the set."""
+    rows = _rows(folder / "index.csv")
+    yield from _read_tumours(folder, [row for row, own in zip(rows, tumour_splits(rows), strict=True) if own == split])
+
+
+def _read_tumours(folder: Path, rows: Sequence[Mapping[str, str]]) -> Iterator[Slice]:
     from PIL import Image
 
-    rows = _rows(folder / "index.csv")
-    if not rows:
-        return
-    last = int(rows[int(TUMOUR_VALIDATION * len(rows))]["pseudo_group"])  # a patient's slices stay together
-    chosen = [row for row in rows if (int(row["pseudo_group"]) > last) == (split == "val")]
-    for row in chosen:
+    for row in rows:
         with Image.open(folder / row["file"]) as image:
             pixels = np.asarray(image.convert("L"))
         spacing = (TUMOUR_FIELD_MM / pixels.shape[0], TUMOUR_FIELD_MM / pixels.shape[1])
         group = f"tumour-{row['pseudo_group']}"
-        yield Slice(pixels, spacing, group, "T1w-Gd", "tumour_t1c", 5.0 / len(chosen))
+        yield Slice(pixels, spacing, group, "T1w-Gd", "tumour_t1c", 5.0 / len(rows))
 
 
 def tumour_splits(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return "train", "val" or "" for the rows of the tumour set's index, for triage.
+    """Return "train", "val" or "" for the rows of the tumour set's index, for triage and super-resolution.
 
     Held out is the last part of each kind of tumour's numbers, so that every kind is tried on, in whole groups of
     neighbouring numbers. Neighbours may be one patient: the groups next to those held out are left out of both.

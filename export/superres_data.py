@@ -17,6 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from export.heads import load_anatomy
+from export.slices import SETS, Slice, stroke_slices, tumour_slices
 from recon.arrays import Array
 from recon.contrast import Contrast, Sequence
 from recon.fine_grid import profile_weights
@@ -32,6 +33,8 @@ DARK = 12  # of 255: below is air
 NOISE = (0.002, 0.05)  # standard deviation over the image's scale, log-uniform
 NOISE_LEANS = 1.4  # towards little noise, where there is most to recover
 PATCH = 96
+CONTRAST_SHARES = {"T1w": 2.2, "T1w-Gd": 0.8, "T2w": 1.0, "FLAIR": 1.2}  # of planes, relative to each other
+PATIENTS_COUNT = 3.0  # a set of single slices is drawn as often as so many volumes of its contrast
 SHARE_SIMULATED = 0.08  # of planes: proton density, of which no real volume is at hand
 FIRST_SIMULATED = 50_000_000  # seed of the first simulated head; those that measure and describe have lower ones
 
@@ -87,6 +90,32 @@ def load_heads(folder: Path, split: str) -> list[Head]:
     if not heads:
         raise FileNotFoundError(f"{index} has no volume of the {split} split")
     return heads
+
+
+def load_patients(folder: Path) -> list[Head]:
+    """Return single slices to learn from, each set as a stack that is only cut slice by slice; empty without the sets.
+
+    Every second stroke patient of the training split, and the tumour patients of triage's training split.
+    """
+    stroke = [each for each in stroke_slices(folder / "stroke_flair", "train") if _is_learned(each)]
+    return [_stack(each) for each in (stroke, list(tumour_slices(folder / "tumour_t1c", "train"))) if each]
+
+
+def held_out_patients(folder: Path) -> list[Slice]:
+    """Return the slices of patients that `load_patients` does not learn from, nor from their neighbours."""
+    train = [each for each in stroke_slices(folder / "stroke_flair", "train") if not _is_learned(each)]
+    return [
+        *stroke_slices(folder / "stroke_flair", "val"), *train, *tumour_slices(folder / "tumour_t1c", "val")
+    ]  # fmt: skip
+
+
+def _is_learned(stroke: Slice) -> bool:
+    return int(stroke.subject.split("-")[1]) % 2 == 0
+
+
+def _stack(slices: list[Slice]) -> Head:
+    voxels = np.stack([each.pixels for each in slices])
+    return Head(voxels, (5.0, *slices[0].spacing_mm), slices[0].source, slices[0].contrast, is_whole=False)
 
 
 def plain_contrast(name: str) -> str:
@@ -229,10 +258,10 @@ def draw_pair(
 
 
 def pick(rng: np.random.Generator, heads: list[Head]) -> Head:
-    """Return one volume: T1w more than half of the time, whole heads more often than skull-stripped ones."""
-    contrasts = sorted({head.contrast[:3] for head in heads})
-    weights = np.array([2.4 if contrast == "T1w" else 1.0 for contrast in contrasts])
+    """Return one volume: some contrasts more often than others, whole heads more often than skull-stripped ones."""
+    contrasts = sorted({head.contrast for head in heads})
+    weights = np.array([CONTRAST_SHARES[contrast] for contrast in contrasts])
     wanted = contrasts[int(rng.choice(len(contrasts), p=weights / weights.sum()))]
-    alike = [head for head in heads if head.contrast.startswith(wanted)]
-    share = np.array([1.3 if head.is_whole else 1.0 for head in alike])
+    alike = [head for head in heads if head.contrast == wanted]
+    share = np.array([PATIENTS_COUNT if head.subject in SETS else 1.3 if head.is_whole else 1.0 for head in alike])
     return alike[int(rng.choice(len(alike), p=share / share.sum()))]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from export.muon import Muon
-from export.superres_data import Head, Pair, SimulatedHeads, cut_k_space, load_heads, make_thick
+from export.superres_data import Head, Pair, SimulatedHeads, cut_k_space, load_heads, load_patients, make_thick
 from export.superres_network import Detail, Shape, SuperResolution
 from export.superres_pool import Planes, Pool, Workers, axes_of
 from recon.arrays import Array
@@ -44,7 +44,7 @@ class Pace:
 
 
 CPU_PACE = Pace(12, 1e-3, 1500, 2, 4.0)  # making a plane costs a sixth of learning from one batch
-GPU_PACE = Pace(64, 2e-3, 40_000, 4, 2.0)
+GPU_PACE = Pace(128, 2e-3, 60_000, 4, 2.0)
 WARM_UP, LAST_RATE = 0.02, 0.02
 EMA_DECAY = 0.999
 CLIP = 5.0
@@ -58,7 +58,7 @@ SAVE_S = 45.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m export.superres_train", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with brain/")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="brain/, stroke_flair/, tumour_t1c/")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint.pt and log.csv")
     parser.add_argument("--minutes", type=float, default=50.0, help="wall time of training (default %(default)g)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that make planes (%(default)s)")
@@ -74,7 +74,8 @@ def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False
     """Train for `minutes` of wall time; leave checkpoint.pt and log.csv in `out`."""
     content = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True) if resume else None
     step = content["step"] if content is not None else 0
-    heads, held_out = load_heads(data, "train"), held_out_pairs(load_heads(data, "val"))
+    heads = load_heads(data, "train") + load_patients(data)
+    held_out = held_out_pairs(load_heads(data, "val"))
     workers = Workers(n_workers, heads, (seed, step), SimulatedHeads()) if n_workers else None  # before CUDA starts
     try:
         source = workers if workers is not None else Planes(heads, (seed, step), SimulatedHeads())

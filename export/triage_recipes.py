@@ -144,12 +144,12 @@ class Mass:
     SHARES: ClassVar[dict[str, float]] = {
         "with": 0.42,
         "t1ce": 0.08,
-        "t1": 0.16,
-        "t2": 0.12,
-        "flair": 0.10,
+        "t1": 0.12,
+        "t2": 0.10,
+        "flair": 0.08,
         "stroke": 0.06,
-        "heads-with": 0.05,
-        "heads-without": 0.05,
+        "heads-with": 0.07,
+        "heads-without": 0.07,
     }
     INSERT: ClassVar[dict[str, float]] = {
         "t1ce": 0.5,

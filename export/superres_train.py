@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=50.0, help="wall time of training (default %(default)g)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that make planes (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--from", dest="weights", type=Path, metavar="FILE", help="begin with a checkpoint's weights")
+    parser.add_argument("--rate", type=float, help="highest learning rate (default: by machine)")
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    train(args.data, args.out, args.minutes, args.seed, args.resume, args.workers)
+    train(args.data, args.out, args.minutes, args.seed, args.resume, args.workers, args.weights, args.rate)
 
 
-def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False, n_workers: int = 0) -> None:
-    """Train for `minutes` of wall time; leave checkpoint.pt and log.csv in `out`."""
+def train(
+    data: Path,
+    out: Path,
+    minutes: float,
+    seed: int,
+    resume: bool = False,
+    n_workers: int = 0,
+    weights: Path | None = None,
+    rate: float | None = None,
+) -> None:
+    """Train for `minutes` of wall time; leave checkpoint.pt and log.csv in `out`. weights: of another training."""
     content = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True) if resume else None
     step = content["step"] if content is not None else 0
     heads = load_heads(data, "train") + load_patients(data)
@@ -80,7 +91,10 @@ def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False
     try:
         source = workers if workers is not None else Planes(heads, (seed, step), SimulatedHeads())
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        _Training(device, seed + step, content).run(source, held_out, out, minutes, seed)
+        training = _Training(device, seed + step, content, rate)
+        if weights is not None and content is None:
+            training.begin_with(weights)
+        training.run(source, held_out, out, minutes, seed)
     finally:
         if workers is not None:
             workers.close()
@@ -89,13 +103,28 @@ def train(data: Path, out: Path, minutes: float, seed: int, resume: bool = False
 class _Training:
     """Network, optimiser and running mean of the weights, on one device."""
 
-    def __init__(self, device: torch.device, seed: int, content: dict[str, Any] | None) -> None:
+    def __init__(
+        self, device: torch.device, seed: int, content: dict[str, Any] | None, rate: float | None = None
+    ) -> None:
         torch.manual_seed(seed)
-        self.device, self.pace = device, GPU_PACE if device.type == "cuda" else CPU_PACE
-        self.network = Detail(Shape(**content["shape"]) if content is not None else Shape())
+        pace = GPU_PACE if device.type == "cuda" else CPU_PACE
+        self.device, self.pace = device, pace if rate is None else replace(pace, rate=rate)
+        self.step, self.before = 0, 0.0
+        self._prepare(Detail(Shape(**content["shape"]) if content is not None else Shape()))
         if content is not None:
             self.network.load_state_dict(content["network"])
-        self.network.to(device)
+            self.optimiser.load_state_dict(content["optimiser"])
+            for mine, name in zip(self.ema, self.names, strict=True):
+                mine.copy_(content["ema"][name])
+            self.step, self.before = content["step"], content["seconds"]
+
+    def begin_with(self, checkpoint: Path) -> None:
+        """Take the running mean of another training's weights; the optimiser begins anew."""
+        self._prepare(load_detail(checkpoint)[0].train())
+
+    def _prepare(self, network: Detail) -> None:
+        self.network = network.to(self.device)
+        device = self.device
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.benchmark = True  # patches and batches have one size
@@ -104,12 +133,6 @@ class _Training:
         self.parameters = list(self.network.parameters())
         self.optimiser = Muon(self.parameters, self.pace.rate)
         self.ema = [each.detach().clone() for each in self.parameters]
-        self.step, self.before = 0, 0.0
-        if content is not None:
-            self.optimiser.load_state_dict(content["optimiser"])
-            for mine, name in zip(self.ema, self.names, strict=True):
-                mine.copy_(content["ema"][name])
-            self.step, self.before = content["step"], content["seconds"]
 
     def run(
         self, source: Planes | Workers, held_out: list[tuple[str, Pair]], out: Path, minutes: float, seed: int

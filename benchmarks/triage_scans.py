@@ -174,8 +174,8 @@ def _flips(rows: list[Row], factors: list[int], levels: list[float]) -> dict[str
 
 def _is_wrong(row: Row, label: str, state: str) -> bool:
     """Return whether a finding is *not flagged* where it is, or flagged where nothing or something else is."""
-    is_there = LABEL[row["kind"]] == label
-    return state == (State.NOT_FLAGGED if is_there else State.FLAGGED).value
+    wrong = State.NOT_FLAGGED if LABEL[row["kind"]] == label else State.FLAGGED
+    return state == wrong.value
 
 
 def _short(row: Row, label: str) -> Row:

@@ -174,13 +174,17 @@ def main() -> None:
         origin_mm=np.array(atlas.origin_mm),
         spacing_mm=atlas.spacing_mm,
     )
+    path = args.out / "measurement.json"
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}  # lesions' sizes stay
+    kept = {name: of for name, of in content.get("spreads", {}).items() if name not in FLOORS}
     spreads = {name: {contrast: asdict(each) for contrast, each in of.items()} for name, of in fit(cases).items()}
-    content: dict[str, Any] = {
+    content |= {
         "made_by": f"python -m export.measurements --heads {args.heads}",
         "evidence": "simulated",
-        "spreads": spreads,
+        "heads": args.heads,
+        "spreads": {**spreads, **kept},
     }
-    (args.out / "measurement.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -108,11 +108,12 @@ def sizes(folder: Path, card: TriageCard, contrast: str, planes: list[Path], is_
             group.append(name)
             truths.append(truth)
             founds.append([outline(maps, distance_mm, level) for level in LEVELS])
+    found = {
+        name: np.array([[0.0 if each is None else getattr(each, name) for each in case] for case in founds]).T
+        for name in (*FLOORS, "extent_mm")
+    }
     return Sizes(
-        np.array(group),
-        {size: np.array([getattr(each, size) for each in truths]) for size in FLOORS},
-        {size: np.array([[0.0 if f is None else getattr(f, size) for f in of] for of in founds]).T for size in FLOORS},
-        is_slice,
+        np.array(group), {name: np.array([getattr(e, name) for e in truths]) for name in FLOORS}, found, is_slice
     )
 
 

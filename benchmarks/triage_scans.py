@@ -43,7 +43,7 @@ FIRST_SEED = 700
 N_HEADS = 3  # of each kind and contrast
 SIZE: dict[str, Any] = {"matrix": (128, 128), "n_slices": 12}
 QUICK: dict[str, Any] = {"matrix": (96, 96), "n_slices": 9}
-N_CALIBRATION = 16
+N_CALIBRATION = 24  # as `scanside recon` has it
 
 Row = dict[str, Any]
 
@@ -64,14 +64,14 @@ def scan_heads(
         for kind, contrast in SCANNED[: 2 if is_quick else None]:
             for snr in snrs:
                 head = {"seed": seed, "kind": kind, "contrast": contrast, "snr": snr}
-                keys = [_key({**head, "acceleration": each}) for each in accelerations]
-                if not set(keys) <= set(known):
-                    for row in _scans(head, accelerations, QUICK if is_quick else SIZE):
-                        known[_key(row)] = row
-                        if path is not None:
-                            with path.open("a", encoding="utf-8") as file:
-                                file.write(json.dumps(row) + "\n")
-                wanted += keys
+                keys = {each: _key({**head, "acceleration": each}) for each in accelerations}
+                missing = [each for each, key in keys.items() if key not in known]
+                for row in _scans(head, missing, QUICK if is_quick else SIZE) if missing else ():
+                    known[_key(row)] = row
+                    if path is not None:
+                        with path.open("a", encoding="utf-8") as file:
+                            file.write(json.dumps(row) + "\n")
+                wanted += keys.values()
     return {"evidence": "simulated", **summary([known[key] for key in wanted])}
 
 

@@ -59,7 +59,7 @@ def scan_heads(
     if path is not None and path.is_file():
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         known = {_key(row): row for row in rows}
-    wanted = []
+    wanted: list[str] = []
     for seed in range(FIRST_SEED, FIRST_SEED + n_heads):
         for kind, contrast in SCANNED[: 2 if is_quick else None]:
             for snr in snrs:

@@ -15,8 +15,9 @@ from benchmarks.chart import Bars, Curves, Segment, write_chart
 from benchmarks.figures import new_parser, new_progress, origin
 from benchmarks.queue_harm import check, table
 from benchmarks.record import make_record, write_record
-from benchmarks.triage_cases import ACCELERATIONS, SNRS, Runs
+from benchmarks.triage_cases import Runs
 from benchmarks.triage_held_out import coverage, held_out_figures
+from benchmarks.triage_scans import ACCELERATIONS, SNRS
 from edge.triage_models import TRIAGE, open_tools
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(default: all)")
     parser.add_argument("--limit", type=int, metavar="N", help="cases of a kind at most, evenly chosen")
     parser.add_argument("--cases", type=Path, metavar="FILE", help="measured heads so far, to go on from")
+    parser.add_argument("--scanned", type=Path, metavar="FILE", help="scans so far, to go on from")
     parser.add_argument(
         "--accelerations", type=int, nargs="+", default=list(ACCELERATIONS), metavar="R", help="of scans"
     )
@@ -49,7 +51,9 @@ def main() -> None:
     args = parser.parse_args()
     limit = 2 if args.quick else args.limit
     tools, problems = open_tools(args.models)
-    runs = Runs(tools, args.data, limit, args.quick, args.cases, tuple(args.accelerations), tuple(args.snrs))
+    runs = Runs(
+        tools, args.data, limit, args.quick, args.cases, tuple(args.accelerations), tuple(args.snrs), args.scanned
+    )
     work: dict[str, Callable[[], Any]] = {
         "held_out": lambda: held_out_figures(tools.models),
         "coverage": lambda: coverage(tools.models, 10 if args.quick else 200),

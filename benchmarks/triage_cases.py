@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -16,37 +15,27 @@ from PIL import Image
 
 from benchmarks.diagnostic import proportion
 from benchmarks.foreign import foreign, spoiled, spoiled_otherwise
+from benchmarks.triage_scans import ACCELERATIONS, N_HEADS, SNRS, scan_heads
 from edge.contrast_name import contrast_of_words
 from edge.nifti import read_nifti
-from edge.rawfile import open_raw
-from edge.recon_file import reconstruct_file
-from edge.simulate import simulate_file
-from edge.undersample import undersample
 from export.measurements import CONTRASTS, cases_of
 from export.slices import TUMOUR_FIELD_MM, tumour_splits
 from recon.arrays import Array
-from recon.contrast import CONTRASTS as SIMULATED
-from recon.protocol import Protocol
 from recon.scan import Geometry, Provenance, Volume
 from triage.assess import Assessed, Site, Tools, assess_series
 from triage.findings import State
 
 LEAST_MM2 = 100  # a stroke slice counts as positive from here on, and as negative only without any lesion
 TEST_SEEDS = 1000  # of heads that no fit has seen
-ACCELERATIONS = (1, 2, 4, 8)
-SNRS = (15.0, 30.0)
-SCANNED = {
-    "infarct": ("infarct", "flair"),
-    "bleed": ("haemorrhage", "t2star"),
-    "mass": ("mass", "flair"),
-    "none": ("", "flair"),
-}
 AXIAL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
 @dataclass
 class Runs:
-    """The benchmark's parts that assess images. limit: cases of a kind at most. accelerations, snrs: of scans."""
+    """The benchmark's parts that assess images.
+
+    limit: cases of a kind at most. accelerations, snrs: of scans. cases, scanned: heads measured and scans made so far.
+    """
 
     tools: Tools
     data: Path
@@ -55,6 +44,7 @@ class Runs:
     cases: Path | None
     accelerations: tuple[int, ...] = ACCELERATIONS
     snrs: tuple[float, ...] = SNRS
+    scanned: Path | None = None
 
     def patients(self) -> dict[str, Any]:
         """Return states of held-out stroke slices and tumour slices, single slices through the whole of triage."""
@@ -145,29 +135,10 @@ class Runs:
 
     def scans(self) -> dict[str, Any]:
         """Return findings of simulated scans through reconstruction, by R and SNR, and how often R turns them round."""
-        n_seeds = 1 if self.is_quick else max(1, (self.limit or 8) // 4)
-        size = {"matrix": (96, 96), "n_slices": 9} if self.is_quick else {"matrix": (192, 192), "n_slices": 12}
-        rows = []
-        with tempfile.TemporaryDirectory() as folder:
-            for seed in range(n_seeds):
-                for kind, (label, contrast) in list(SCANNED.items())[: 2 if self.is_quick else None]:
-                    for snr in self.snrs[-1:] if self.is_quick else self.snrs:
-                        protocol = Protocol(contrast=SIMULATED[contrast], acceleration=1, snr=snr, **size)  # type: ignore[arg-type]
-                        path = Path(folder) / "scan.h5"
-                        simulate_file(path, protocol, kind, 700 + seed)
-                        for acceleration in self.accelerations[:2] if self.is_quick else self.accelerations:
-                            raw = undersample(open_raw(path), acceleration, 24)
-                            began = time.monotonic()
-                            report = reconstruct_file(raw, Path(folder) / "out", "auto", is_shown=False)
-                            rows.append({
-                                "seed": seed, "kind": kind, "label": label, "contrast": contrast, "snr": snr,
-                                "acceleration": acceleration, "verdict": report["quality"]["verdict"],
-                                "states": {each["finding"]: each["state"] for each in report["findings"]},
-                                "probability": {each["finding"]: each["probability"] for each in report["findings"]},
-                                "triage_s": report["stage_ms"].get("triage", 0.0) / 1e3,
-                                "whole_s": time.monotonic() - began,
-                            })  # fmt: skip
-        return {"evidence": "simulated", "rows": rows, **_scan_summary(rows)}
+        n = 1 if self.is_quick else self.limit or N_HEADS
+        if self.is_quick:
+            return scan_heads(n, self.accelerations[:2], self.snrs[:1], True, None)
+        return scan_heads(n, self.accelerations, self.snrs, False, self.scanned)
 
     def measurements(self) -> dict[str, Any]:
         """Return errors and coverage of intervals on heads that no fit has seen, by measurement and contrast."""
@@ -293,38 +264,4 @@ def _foreign_summary(by_kind: dict[str, Counter[str]]) -> dict[str, Any]:
         "by_kind": {
             kind: {name: of[name] / max(sum(of.values()), 1) for name in names} for kind, of in by_kind.items()
         },
-    }
-
-
-def _scan_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return by R and SNR: detection, false alarms, not assessed; and flips of R against R = 1 among trusted scans."""
-    groups: dict[str, Any] = {}
-    for acceleration in sorted({row["acceleration"] for row in rows}):
-        for snr in sorted({row["snr"] for row in rows}):
-            some = [row for row in rows if (row["acceleration"], row["snr"]) == (acceleration, snr)]
-            lesions = [row for row in some if row["label"] in row["states"]]
-            hit = sum(row["states"][row["label"]] == "flagged" for row in lesions)
-            wrong = sum(s == "flagged" for row in some for label, s in row["states"].items() if label != row["label"])
-            groups[f"R {acceleration}, SNR {snr:g}"] = {
-                "detected": proportion(hit, len(lesions)), "other_flags_per_exam": wrong / max(len(some), 1),
-                "not_assessed": sum(s == "not assessed" for row in some for s in row["states"].values()),
-            }  # fmt: skip
-    full = {(row["seed"], row["kind"], row["snr"]): row for row in rows if row["acceleration"] == 1}
-    flips: dict[str, Any] = {}
-    for acceleration in sorted({row["acceleration"] for row in rows} - {1}):
-        pairs = []
-        for row in rows:
-            if row["acceleration"] == acceleration and row["verdict"] != "untrusted":
-                reference = full[row["seed"], row["kind"], row["snr"]]
-                pairs += [
-                    {state, reference["states"][label]} == {"flagged", "not flagged"}
-                    for label, state in row["states"].items()
-                    if "not assessed" not in (state, reference["states"][label])
-                ]
-        flips[f"R {acceleration}"] = proportion(sum(pairs), len(pairs))
-    times = [row["triage_s"] for row in rows]
-    return {
-        "groups": groups,
-        "flips_against_R_1": flips,
-        "triage_s": {"median": float(np.median(times)), "most": max(times)},
     }

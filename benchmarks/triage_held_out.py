@@ -24,7 +24,8 @@ ALPHAS = (0.05, 0.1, 0.2)
 def held_out_figures(models: Sequence[TriageModel]) -> dict[str, Any]:
     """Return by "finding on contrast": AUC, sensitivity and specificity of slices and exams, by size, calibration.
 
-    Operating points and probabilities come from other patients than those that they are quoted for.
+    Operating points and probabilities come from other patients than those that they are quoted for; exams' points are
+    not below the card's floor, as the one that ships is not.
     """
     out = {}
     for model in models:
@@ -38,9 +39,11 @@ def held_out_figures(models: Sequence[TriageModel]) -> dict[str, Any]:
             out[f"{model.card.finding} on {contrast}"] = {
                 "model": model.name,
                 "evidence": card.evidence,
-                "slice": figures(cases, slices, 0.0),
-                "exam": figures(cases, exams, EXAM_SPECIFICITY),
-                "by_area": by_area(cases, use, EXAM_SPECIFICITY if not slices.any() else 0.0),
+                "slice": figures(cases, slices, 0.0, card.one_slice.floor),
+                "exam": figures(cases, exams, EXAM_SPECIFICITY, card.exam.floor),
+                "by_area": by_area(cases, slices, 0.0, card.one_slice.floor)
+                if slices.any()
+                else by_area(cases, exams, EXAM_SPECIFICITY, card.exam.floor),
                 "calibration": calibration_curve(probability, cases.is_positive[use]) if is_known else [],
                 "calibration_error": expected_calibration_error(probability, cases.is_positive[use])
                 if is_known
@@ -49,12 +52,12 @@ def held_out_figures(models: Sequence[TriageModel]) -> dict[str, Any]:
     return out
 
 
-def figures(cases: Calibration, use: Array, least_specificity: float) -> dict[str, Any] | None:
+def figures(cases: Calibration, use: Array, least_specificity: float, floor: float) -> dict[str, Any] | None:
     """Return AUC, and sensitivity and specificity at others' operating points; None where there are no such cases."""
     if not use.any():
         return None
     score, positive = cases.score[use], cases.is_positive[use]
-    flagged = flagged_by_others(score, positive, [str(each) for each in cases.group[use]], least_specificity)
+    flagged = flagged_by_others(score, positive, [str(each) for each in cases.group[use]], least_specificity, floor)
     n = (int(positive.sum()), int((~positive).sum())) if np.isfinite(flagged).all() else (0, 0)
     return {
         "auc": area_under_curve(score, positive),
@@ -64,10 +67,10 @@ def figures(cases: Calibration, use: Array, least_specificity: float) -> dict[st
     }
 
 
-def by_area(cases: Calibration, use: Array, least_specificity: float) -> list[dict[str, Any]]:
+def by_area(cases: Calibration, use: Array, least_specificity: float, floor: float) -> list[dict[str, Any]]:
     """Return the sensitivity by the finding's largest area in a slice."""
     score, positive, area = cases.score[use], cases.is_positive[use], cases.area_mm2[use]
-    flagged = flagged_by_others(score, positive, [str(each) for each in cases.group[use]], least_specificity)
+    flagged = flagged_by_others(score, positive, [str(each) for each in cases.group[use]], least_specificity, floor)
     if not np.isfinite(flagged).all():
         return []
     return [

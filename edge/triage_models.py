@@ -18,7 +18,7 @@ from recon.errors import ModelError, ScanError
 from triage.assess import Tools, TriageModel
 from triage.card import CALIBRATION, read_calibration, read_triage_card
 from triage.gate import Gate, read_gate
-from triage.measure import Ruler, read_spreads
+from triage.measure import Ruler, read_levels, read_spreads
 from triage.ventricles import FluidAtlas
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,8 @@ def _ruler(folder: Path) -> Ruler:
         )
     except (KeyError, ValueError) as error:
         raise ModelError(f"{FLUID} cannot be read: {type(error).__name__}") from error
-    return Ruler(atlas, read_spreads(_json(folder / SPREADS)))
+    numbers = _json(folder / SPREADS)
+    return Ruler(atlas, read_spreads(numbers), read_levels(numbers))
 
 
 def _json(path: Path) -> dict[str, object]:

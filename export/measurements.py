@@ -110,7 +110,6 @@ def fit_spread(truth: Array, found: Array, floor: float, is_total: bool = False)
 
 
 MEASURED = 0.75  # of heads at least; the others say why not
-INDEXED = ("flair", "dwi")  # contrasts on which the index of other heads has a bias of less than 5 %
 
 
 def fit(cases: list[Case]) -> dict[str, dict[str, Spread]]:
@@ -120,8 +119,6 @@ def fit(cases: list[Case]) -> dict[str, dict[str, Spread]]:
     for name, floor in FLOORS.items():
         for contrast in CONTRASTS.values():
             of = [case for case in cases if (case.name, case.contrast) == (name, contrast)]
-            if name == INDEX and contrast not in INDEXED:
-                continue
             if sum(np.isfinite(case.found) for case in of) >= MEASURED * n_heads:
                 truth, found = np.array([case.truth for case in of]), np.array([case.found for case in of])
                 out.setdefault(name, {})[contrast] = fit_spread(truth, found, floor)
@@ -177,13 +174,17 @@ def main() -> None:
         origin_mm=np.array(atlas.origin_mm),
         spacing_mm=atlas.spacing_mm,
     )
+    path = args.out / "measurement.json"
+    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}  # lesions' sizes stay
+    kept = {name: of for name, of in content.get("spreads", {}).items() if name not in FLOORS}
     spreads = {name: {contrast: asdict(each) for contrast, each in of.items()} for name, of in fit(cases).items()}
-    content: dict[str, Any] = {
+    content |= {
         "made_by": f"python -m export.measurements --heads {args.heads}",
         "evidence": "simulated",
-        "spreads": spreads,
+        "heads": args.heads,
+        "spreads": {**spreads, **kept},
     }
-    (args.out / "measurement.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

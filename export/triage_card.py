@@ -213,6 +213,8 @@ def _decision(cases: Cases, least_specificity: float, floor: float = -np.inf) ->
     slope, offset = fit(cases.score, cases.is_positive)
     threshold = max(balanced_threshold(cases.score, cases.is_positive, least_specificity), floor)
     found = {"slope": slope, "offset": offset, "threshold": sigmoid(slope * threshold + offset)}
+    if np.isfinite(floor):
+        found["floor"] = floor
     return {name: round(value, 5) for name, value in found.items()}
 
 

@@ -27,6 +27,7 @@ from export.triage_lesions import insert_bleed, insert_infarct, insert_mass, to_
 from export.triage_network import TriageNetwork
 from export.triage_onnx import open_triage, run_once, run_triage, write_triage
 from export.triage_recipes import RECIPES
+from export.triage_sizes import LEVELS, Sizes, best_level, by_area, spread, tried
 from export.triage_statistics import auc, balanced_threshold, fit, proportion
 from export.triage_train import load_triage
 from export.triage_workers import changed
@@ -134,6 +135,28 @@ def test_planes_train_a_network_that_comes_out_with_its_card(
     page = (out / "CARD.md").read_text("utf-8")
     assert "Not for diagnosis" in page
     assert "| flair | real | slices (patients) |" in page
+
+
+def test_the_level_with_least_scatter_is_chosen_and_tried_on_other_patients() -> None:
+    rng = np.random.default_rng(3)
+    n = 80
+    truth = rng.uniform(0.2, 4.0, n)
+    found = np.stack([truth * np.exp(rng.normal(-0.4, 0.5, n)) for _ in LEVELS])
+    found[4] = truth * np.exp(rng.normal(-0.3, 0.1, n))
+    sizes = {"volume_ml": truth, "diameter_mm": 10 * truth}
+    outlined = {"volume_ml": found, "diameter_mm": 10 * found, "extent_mm": np.ones_like(found)}
+    cases = Sizes(np.array([f"p{k // 2}" for k in range(n)]), sizes, outlined, True)
+    level = best_level(cases)
+    assert level == 4
+    fitted = spread(cases, "volume_ml", level)
+    assert (fitted.floor, fitted.floor_mm2) == (0.0, 100.0)
+    assert fitted.scale == pytest.approx(np.exp(0.3), rel=0.05)
+    seen = tried(cases, "volume_ml")
+    assert (seen["cases"], seen["patients"]) == (n, n // 2)
+    assert seen["bias_at_one_half"] < -0.2
+    assert abs(seen["bias"]) < 0.02
+    assert seen["held_by_95"] > 0.9
+    assert sum(row["cases"] for row in by_area(cases, level)) == n
 
 
 def test_examples_that_come_again_are_changed_together_with_their_masks() -> None:

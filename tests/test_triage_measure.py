@@ -12,12 +12,24 @@ from edge.anatomy import load_anatomy
 from edge.triage_models import TRIAGE, open_tools
 from export.heads import Layout, Swelling, draw, fluid_atlas, lateral_ventricles
 from export.measurements import fit_spread
+from recon.errors import ModelError
 from recon.head import make_head
 from tests.fake_triage import head
 from triage.brain import brain_masks
 from triage.findings import Measurement
 from triage.gate import Gate, describe_plane, fit_kind, gate_json, most_of_brain, read_gate
-from triage.measure import INDEX, SHIFT, VOLUME, Ruler, Spread, measure_brain, outline, read_spreads, size_measurements
+from triage.measure import (
+    INDEX,
+    SHIFT,
+    VOLUME,
+    Ruler,
+    Spread,
+    measure_brain,
+    outline,
+    read_levels,
+    read_spreads,
+    size_measurements,
+)
 from triage.midline import find_midline
 from triage.preprocess import Planes, prepare
 from triage.ventricles import FluidAtlas, find_ventricles
@@ -108,6 +120,40 @@ def test_sizes_have_intervals_where_their_scatter_is_known(atlas: FluidAtlas) ->
     assert known["mass_volume_ml"].interval is not None
     assert known["mass_diameter_mm"].interval is None
     assert size_measurements(found, "mass", "t2", None, False)["mass_volume_ml"].side == ""
+
+
+def test_faint_voxels_count_where_they_touch_what_is_sure() -> None:
+    maps = np.zeros((2, 60, 60), np.float32)
+    maps[:, 10:30, 10:30] = 0.15
+    maps[0, 15:25, 15:25] = 0.9
+    maps[:, 40:50, 40:50] = 0.15  # nowhere sure
+    sure, wider = outline(maps, 4.0), outline(maps, 4.0, 0.1)
+    assert sure is not None
+    assert wider is not None
+    assert (sure.volume_ml, sure.extent_mm) == (pytest.approx(0.4), 4.0)
+    assert (wider.volume_ml, wider.extent_mm) == (pytest.approx(3.2), 8.0)
+    assert wider.diameter_mm > sure.diameter_mm
+    faint = outline(np.minimum(maps, 0.15), 4.0, 0.1)  # nothing is sure: what holds the peak counts
+    assert faint is not None
+    assert faint.volume_ml == pytest.approx(4.0)
+    assert outline(np.minimum(maps, 0.15), 4.0) is None
+
+
+def test_slices_that_err_together_widen_a_volumes_interval() -> None:
+    spread = Spread(1.0, 0.0, 0.1, 2.0, floor_mm2=100.0)
+    one, four = (spread.measurement(n * 2.0, 0.0, n * 5.0) for n in (1, 4))
+    assert one.interval == pytest.approx((2.0 - 1.4, 2.0 + 1.4))
+    assert four.interval == pytest.approx((8.0 - 4 * 1.4, 8.0 + 4 * 1.4))
+
+
+def test_levels_are_read_and_out_of_range_refused(atlas: FluidAtlas) -> None:
+    levels = read_levels({"levels": {"mass": {"t1ce": 0.05}}})
+    ruler = Ruler(atlas, {}, levels)
+    assert (ruler.level("mass", "t1ce"), ruler.level("mass", "t1"), ruler.level("infarct", "flair")) == (0.05, 0.5, 0.5)
+    assert read_levels({}) == {}
+    for wrong in (0, 0.6, "x"):
+        with pytest.raises(ModelError, match=r"measurement\.json"):
+            read_levels({"levels": {"mass": {"t1ce": wrong}}})
 
 
 def test_a_spread_is_unbiased_and_holds_its_share() -> None:

@@ -112,11 +112,13 @@ def assess_series(volume: Volume, contrast: str, tools: Tools, site: Site) -> As
         finding, found, seen = _look_for(label, planes, numbers, volume, contrast, tools, site)
         if doubt and finding.state is State.NOT_FLAGGED:
             finding = replace(finding, state=State.NOT_ASSESSED, reason=doubt)
-        findings.append(finding)
         if finding.state is State.FLAGGED and seen is not None:
             maps[label] = seen
             if found is not None:
-                measured |= size_measurements(found, label, contrast, tools.ruler, volume.geometry.is_known)
+                sizes = size_measurements(found, label, contrast, tools.ruler, volume.geometry.is_known)
+                finding = replace(finding, volume_ml=sizes[f"{label}_volume_ml"].value)
+                measured |= sizes
+        findings.append(finding)
     return Assessed(contrast, Findings(tuple(findings), measured), maps)
 
 
@@ -202,7 +204,8 @@ def _look_for(
         logits, features = _run(suited.network, planes)
     except BackendError as error:
         return replace(blank, reason=f"the network failed: {error.code}"), None, None
-    return _decide(blank, suited, planes, volume, logits, np.concatenate([features, numbers], axis=1), site)
+    level = OUTLINE if tools.ruler is None else tools.ruler.level(label, contrast)
+    return _decide(blank, suited, planes, volume, logits, np.concatenate([features, numbers], axis=1), site, level)
 
 
 def _run(network: MapNetwork, planes: Planes) -> tuple[Array, Array]:
@@ -219,7 +222,14 @@ def _run(network: MapNetwork, planes: Planes) -> tuple[Array, Array]:
 
 
 def _decide(
-    blank: Finding, model: TriageModel, planes: Planes, volume: Volume, logits: Array, described: Array, site: Site
+    blank: Finding,
+    model: TriageModel,
+    planes: Planes,
+    volume: Volume,
+    logits: Array,
+    described: Array,
+    site: Site,
+    level: float,
 ) -> tuple[Finding, Outline | None, Array | None]:
     contrast = blank.contrast
     card, calibration = model.card.contrasts[contrast], model.calibrations[contrast]
@@ -247,7 +257,7 @@ def _decide(
     maps = np.zeros(planes.inputs[:, 0].shape, np.float32)
     maps[planes.is_usable] = probabilities(logits[:, 0])
     if probability >= decision.threshold and PRESENT in answers:
-        return _located(replace(finding, state=State.FLAGGED), planes, volume, maps)
+        return _located(replace(finding, state=State.FLAGGED), planes, volume, maps, level)
     if probability >= decision.threshold:
         reason = "above the operating point, and yet not like the cases with the finding"
     elif answers != (ABSENT,):
@@ -267,10 +277,12 @@ def _too_little(planes: Planes, site: Site) -> str:
     return f"only {covered:.0f} mm of the head were seen; {site.min_coverage_mm:.0f} mm are needed"
 
 
-def _located(finding: Finding, planes: Planes, volume: Volume, maps: Array) -> tuple[Finding, Outline | None, Array]:
-    """Enter where the finding is: its outline's volume, its box, the slice that shows it best."""
+def _located(
+    finding: Finding, planes: Planes, volume: Volume, maps: Array, level: float
+) -> tuple[Finding, Outline | None, Array]:
+    """Enter where the finding is: its box and the slice that shows it best."""
     native = planes.to_voxels(maps)
-    found = outline(maps, planes.distance_mm)
+    found = outline(maps, planes.distance_mm, level)
     sure = native >= min(OUTLINE, float(native.max()))
     key = int(native.reshape(len(native), -1).max(axis=1).argmax())
     if found is not None:
@@ -279,7 +291,6 @@ def _located(finding: Finding, planes: Planes, volume: Volume, maps: Array) -> t
         finding,
         key_slice=key,
         box_mm=_box(sure, volume.geometry) if found is not None else None,
-        volume_ml=None if found is None else found.volume_ml,
     )
     return place, found, native
 

@@ -22,11 +22,15 @@ CALIBRATION = "calibration.npz"
 
 @dataclass(frozen=True)
 class Decision:
-    """A score's probability is sigmoid(slope · score + offset); from `threshold` on it is flagged."""
+    """A score's probability is sigmoid(slope · score + offset); from `threshold` on it is flagged.
+
+    floor: the score below which no operating point was allowed, on whatever cases it was chosen.
+    """
 
     slope: float
     offset: float
     threshold: float
+    floor: float = -np.inf
 
     def probability(self, score: float) -> float:
         """Return the calibrated probability, 0 to 1."""
@@ -137,7 +141,8 @@ def _contrast(content: Mapping[str, Any]) -> ContrastCard:
 
 
 def _decision(content: Mapping[str, Any]) -> Decision:
-    return Decision(float(content["slope"]), float(content["offset"]), float(content["threshold"]))
+    floor = float(content.get("floor", -np.inf))
+    return Decision(float(content["slope"]), float(content["offset"]), float(content["threshold"]), floor)
 
 
 def read_calibration(arrays: Mapping[str, Array], contrast: str) -> Calibration:

@@ -7,7 +7,7 @@ of 100 simulated heads that no fit has seen; where a number cannot be had, the r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,32 +24,45 @@ from triage.ventricles import FLUID_IS, FluidAtlas, find_ventricles
 SHIFT, VOLUME, INDEX = "midline_shift_mm", "ventricle_volume_ml", "evans_index"
 MIN_PLANES = 5  # with brain: fewer do not show the midline as a whole
 MIN_SYMMETRY = 0.3  # along the line: less is no midline
-OUTLINE = 0.5  # probability from which a voxel belongs to a lesion
+OUTLINE = 0.5  # probability of what is drawn as a lesion, and that each part of one reaches somewhere
 NEAR_MIDDLE_MM = 3.0
 
 
 @dataclass(frozen=True)
 class Spread:
-    """From a raw number to value and interval: value = scale × raw, half width = factor × (floor + slope × |value|)."""
+    """From a raw number to value and interval: value = scale × raw, half width = factor × (floor + slope × |value|).
+
+    floor_mm2: added to the floor of a volume for each plane that it was outlined in, as an area. It is that of a spread
+    that was fitted to single slices: the half widths of a lesion's slices are then added up, as if all erred together.
+    """
 
     scale: float
     floor: float
     slope: float
     factor: float
+    floor_mm2: float = 0.0
 
-    def measurement(self, raw: float, least: float = -np.inf) -> Measurement:
-        """Return the number and its interval, which does not go below `least`."""
+    def measurement(self, raw: float, least: float = -np.inf, extent_mm: float = 0.0) -> Measurement:
+        """Return the number and its interval, which does not go below `least`; extent_mm: outlined, across planes."""
         value = self.scale * raw
-        half = self.factor * (self.floor + self.slope * abs(value))
+        half = self.factor * (self.floor + self.floor_mm2 * extent_mm / 1000 + self.slope * abs(value))
         return Measurement(value, (max(value - half, least), value + half))
 
 
 @dataclass(frozen=True)
 class Ruler:
-    """What measuring needs to know: the average head's fluid, and by name and contrast how numbers scatter."""
+    """What measuring needs to know: the average head's fluid, and by name and contrast how numbers scatter.
+
+    levels: by finding and contrast the probability from which a voxel counts as the lesion's; OUTLINE where it is not.
+    """
 
     atlas: FluidAtlas
     spreads: Mapping[str, Mapping[str, Spread]]
+    levels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def level(self, label: str, contrast: str) -> float:
+        """Return the level of a finding on a contrast."""
+        return self.levels.get(label, {}).get(contrast, OUTLINE)
 
 
 def read_spreads(content: Mapping[str, Any]) -> dict[str, dict[str, Spread]]:
@@ -61,6 +74,18 @@ def read_spreads(content: Mapping[str, Any]) -> dict[str, dict[str, Spread]]:
         }
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"measurement.json cannot be read: {type(error).__name__}") from error
+
+
+def read_levels(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the levels in the JSON of `measurement.json`; raise ModelError where they cannot be read."""
+    try:
+        found = {label: {k: float(v) for k, v in of.items()} for label, of in content.get("levels", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ModelError(f"measurement.json cannot be read: {type(error).__name__}") from error
+    for each in (level for of in found.values() for level in of.values()):
+        if not 0 < each <= OUTLINE:
+            raise ModelError(f"measurement.json has a level of {each:g}; more than 0 and at most {OUTLINE:g} is right")
+    return found
 
 
 def measure_brain(planes: Planes, contrast: str, ruler: Ruler, orientation_is_known: bool) -> dict[str, Measurement]:
@@ -118,32 +143,37 @@ def _ventricles(images: Array, brain: Array, distance_mm: float, contrast: str, 
 
 @dataclass(frozen=True)
 class Outline:
-    """A lesion as a network outlines it, raw: volume in ml, longest diameter in mm, side, its key plane."""
+    """A lesion as a network outlines it, raw: volume in ml, longest diameter in mm, side, its key plane.
+
+    extent_mm: the planes that it was outlined in, added up.
+    """
 
     volume_ml: float
     diameter_mm: float
+    extent_mm: float
     side: str
     key_plane: int
 
 
-def outline(maps: Array, distance_mm: float, least_mm2: float = 12.0) -> Outline | None:
+def outline(maps: Array, distance_mm: float, level: float = OUTLINE, least_mm2: float = 12.0) -> Outline | None:
     """Return size and side of what probabilities (plane, y, x) on planes of 1 mm outline, or None where nothing is.
 
-    Parts smaller than `least_mm2` in their plane are left out unless nothing else is there. A voxel counts by its
-    probability, so that edges do not bias the volume; the diameter is between the middles of the outermost voxels.
+    A voxel belongs to a lesion from `level` on. Parts that nowhere reach OUTLINE (or, where nothing does, the map's
+    peak), and those smaller than `least_mm2` in all, are left out, but for the largest of the others.
     """
-    sure = maps >= OUTLINE
-    if not sure.any():
+    inside = maps >= level
+    if not inside.any():
         return None
-    parts, n = ndimage.label(sure, np.ones((3, 3, 3)))
-    sizes = ndimage.sum_labels(sure, parts, range(1, n + 1))
-    kept = np.isin(parts, 1 + np.flatnonzero((sizes >= least_mm2) | (sizes == sizes.max())))
-    around = ndimage.binary_dilation(kept, np.ones((1, 5, 5)))
-    volume = float(np.where(around, maps, 0).sum(dtype=np.float64)) * distance_mm / 1000
-    main = np.argwhere(parts == 1 + int(sizes.argmax())) * (distance_mm, 1.0, 1.0)
+    parts, _ = ndimage.label(inside, np.ones((3, 3, 3)))
+    numbers = np.unique(parts[maps >= min(OUTLINE, max(float(maps.max()), level))])
+    sizes = ndimage.sum_labels(inside, parts, numbers)
+    kept = np.isin(parts, numbers[(sizes >= least_mm2) | (sizes == sizes.max())])
+    areas = kept.sum(axis=(1, 2))
+    main = np.argwhere(parts == numbers[int(sizes.argmax())]) * (distance_mm, 1.0, 1.0)
     column = float(np.argwhere(kept)[:, 2].mean()) - (maps.shape[2] - 1) / 2
     side = "middle" if abs(column) < NEAR_MIDDLE_MM else "left" if column > 0 else "right"
-    return Outline(volume, _longest(main), side, int((kept * maps).sum(axis=(1, 2)).argmax()))
+    volume, extent = float(areas.sum()) * distance_mm / 1000, float((areas > 0).sum()) * distance_mm
+    return Outline(volume, _longest(main), extent, side, int((kept * maps).sum(axis=(1, 2)).argmax()))
 
 
 def size_measurements(
@@ -157,7 +187,7 @@ def size_measurements(
         if spread is None:
             out[name] = Measurement(raw, None, "no interval: its spread on this contrast was not measured", side)
         else:
-            out[name] = replace(spread.measurement(raw, least=0.0), side=side)
+            out[name] = replace(spread.measurement(raw, 0.0, found.extent_mm), side=side)
     return out
 
 

@@ -19,6 +19,7 @@ FLUID_IS = {"t1": "dark", "t1ce": "dark", "t2": "bright", "flair": "dark", "dwi"
 COARSE = 4  # mm, of the search
 SPARSE = 3  # of so many points one is looked at first
 DEEP_MM = 10.0  # from the brain's surface: sulci are left out of the search
+HORN_SHARE = 0.8  # of fluid in a voxel of the frontal horns
 CORE_MM = 4.0  # fluid this near to the average ventricle is surely part of it
 WIDTH_MM = 134.0  # of the average brain
 FRONT_MM = 2.0  # LPS y of the average head: frontal horns lie before it
@@ -100,7 +101,7 @@ def find_ventricles(
     found = _share(images, brain, nearer, away, is_bright)
     if isinstance(found, str):
         return found
-    index = _index(found, front, brain)
+    index = _index(found, front, away, brain)
     whole = np.zeros((seen[0], *found.shape[1:]), np.float32)
     share = np.concatenate([whole, found])
     return Ventricles(share, float(found.sum(dtype=np.float64)) * distance_mm / 1000, index, match)
@@ -200,12 +201,17 @@ def _share(images: Array, brain: Array, nearer: Array, away: Array, is_bright: b
     return np.where(grown, share, 0)
 
 
-def _index(share: Array, front: Array, brain: Array) -> float:
-    """Return the greatest width of the frontal horns in a plane over the greatest width of the brain in any."""
-    horns = (share > 0.5) & front
+def _index(share: Array, front: Array, away: Array, brain: Array) -> float:
+    """Return the greatest width of the frontal horns in a plane over the greatest width of the brain in any.
+
+    Horns are nearly all fluid, and touch the average head's ventricles in their plane: oedema beside them does not
+    widen them.
+    """
+    horns = (share > HORN_SHARE) & front
     widths = [0]
-    for each in horns:
-        columns = np.flatnonzero(each.sum(axis=0) >= 2)
+    for each, near in zip(horns, away <= CORE_MM, strict=True):
+        parts, _ = ndimage.label(each, np.ones((3, 3)))
+        columns = np.flatnonzero(np.isin(parts, np.unique(parts[each & near])).sum(axis=0, where=each) >= 2)
         widths.append(int(np.ptp(columns)) + 1 if columns.size else 0)
     spans = [int(np.ptp(np.flatnonzero(row))) + 1 if row.any() else 0 for row in brain.any(axis=1)]
     return max(widths) / max(*spans, 1)

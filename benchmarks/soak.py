@@ -1,9 +1,11 @@
 """Do eight scanners at once, for ten minutes, lose anything, fill memory, or wait for each other?
 
-One scanner streams scan after scan for a while, alone; then several do, each at its own pace, beginning one after the
-other. An image's time is from the sending of its last readout until the scanner holds it whole. At the end every stream
-is compared with the spool, every image and `scan.done` is counted, and the events' numbers must have no gap. Memory (of
-each process's own) is sampled every second. A clinical sequence reads some 20 lines a second, averaged over slices.
+One scanner streams scan after scan for a while, alone; then several do, beginning at moments of a scan's length that
+are drawn by chance (`--seed`), as scanners know nothing of each other: evenly spaced begins would finish the slices of
+several at the same moment, again and again, or never. How many images others' met is in the record. An image's time is
+from the sending of its last readout until the scanner holds it whole. At the end every stream is compared with the
+spool, every image and `scan.done` is counted, and the events' numbers must have no gap. Memory (of each process's own)
+is sampled every second. A clinical sequence reads some 20 lines a second, averaged over slices.
 
 Says how long findings came behind the verdict, and how busy the processors were: where they were saturated, waiting is
 what they were asked for.
@@ -39,7 +41,7 @@ from recon.protocol import Protocol
 
 _EPILOG = """examples:
   python -m benchmarks.soak --json soak.json                 8 scanners for 10 minutes, after one for 3
-  python -m benchmarks.soak --workers 2 --json soak.json     and with two processes that reconstruct
+  python -m benchmarks.soak --workers 1 --json soak.json     and with one process that reconstructs
   python -m benchmarks.soak --minutes 1 --alone 1 --rate 60  to see that it works
 
 Exit code 1: something was lost."""
@@ -49,7 +51,8 @@ def main() -> None:
     """Run both parts; print or write one JSON record."""
     parser = new_parser("soak", __doc__, _EPILOG)
     parser.add_argument("--scanners", type=int, default=8, metavar="N", help="at once (%(default)s)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="that reconstruct (%(default)s)")
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="reconstruct, at most (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of when scanners begin (%(default)s)")
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="of all at once (%(default)g)")
     parser.add_argument("--alone", type=float, default=3.0, metavar="M", help="of one before them (%(default)g)")
     parser.add_argument("--rate", type=float, default=20.0, metavar="N", help="lines a second of each (%(default)g)")
@@ -97,14 +100,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             list(pool.map(lambda _: send_scan(scan, HOST, daemon.port), range(args.workers)))
         daemon.events.wait_for(0, args.workers, "scan.done")
         begin = daemon.events.position()
-        alone = Shift(daemon, scan, 1, args.alone * 60, args.rate, tick)
-        together = Shift(daemon, scan, args.scanners, args.minutes * 60, args.rate, tick)
+        alone = Shift(daemon, scan, 1, args.alone * 60, args.rate, args.seed, tick)
+        together = Shift(daemon, scan, args.scanners, args.minutes * 60, args.rate, args.seed, tick)
         with suppress(DeliveryError):  # what does not come is counted
             daemon.events.wait_for(begin, len(alone.sent + together.sent), "scan.done", "scan.failed", timeout_s=60.0)
         time.sleep(1.0)
         lost = _lost(daemon, scan, alone.sent + together.sent, begin, args.workers)
         triage_s = _triage_s(daemon, begin)
-    names = ("scanners", "workers", "minutes", "alone", "rate", "acceleration", "no_triage", "quick")
+    names = ("scanners", "workers", "seed", "minutes", "alone", "rate", "acceleration", "no_triage", "quick")
     about = {"readouts": scan.n_readouts, "bytes": scan.n_bytes, "images": len(scan.lasts)}
     results = {"alone": alone.summary(), "together": together.summary(), "triage_s": triage_s, "lost": lost}
     results["p95_ratio"] = {
@@ -119,7 +122,7 @@ class Shift:
     """Some scanners at work for some time, and what was seen of them."""
 
     def __init__(
-        self, daemon: MeasuredDaemon, scan: EncodedScan, n: int, seconds: float, rate: float, tick: Any
+        self, daemon: MeasuredDaemon, scan: EncodedScan, n: int, seconds: float, rate: float, seed: int, tick: Any
     ) -> None:
         """Work; returns when the last scan was answered. Each scanner finishes the scan that it is at."""
         self.sent: list[Sent] = []
@@ -130,10 +133,11 @@ class Shift:
         cpu = _cpu_s(daemon.pids())
         watch = threading.Thread(target=self._watch, args=(daemon, begun), daemon=True)
         watch.start()
-        scan_s = scan.n_readouts / rate
+        begins = np.random.default_rng(seed).uniform(0, scan.n_readouts / rate, n)
+        begins -= begins.min()
 
         def scanner(number: int) -> None:
-            time.sleep(number * scan_s / n)  # no two are at the same line
+            time.sleep(begins[number])
             while time.monotonic() - begun < seconds:
                 try:
                     self.sent.append(send_scan(scan, HOST, daemon.port, rate=rate))
@@ -165,6 +169,7 @@ class Shift:
             "images": {series: len(found) for series, found in waits.items()},
             **{f"p{q}_s": {name: round(float(np.percentile(v, q)), 3) for name, v in waits.items()} for q in (50, 95)},
             "p95_parts_s": self._parts(),
+            "met": self._met(),
             "busy_cores": {name: round(spent / self._wall_s, 2) for name, spent in self._cpu_s.items()},
             "cores": os.cpu_count(),
             "memory_mib": {name: _course(samples) for name, samples in self._memory.items()},
@@ -183,6 +188,32 @@ class Shift:
             series: dict(zip(names, np.percentile(np.diff(each), 95, axis=0).round(3).tolist(), strict=True))
             for series, each in rows.items()
         }
+
+    def _met(self) -> dict[str, dict[str, float]]:
+        """Return by series: the share of images that were wanted while another scan's was, and p95 of both kinds.
+
+        Wanted is an image from its last line's being on disk until it is sent.
+        """
+        number = {each: n for n, each in enumerate({header["scan_id"] for header in self._images})}
+        spans = {
+            series: np.array([
+                (header["moments_s"]["spooled"], header["moments_s"]["sent"], number[header["scan_id"]])
+                for header in self._images
+                if header["series"] == series and header["moments_s"]["spooled"] is not None
+            ])
+            for series in {header["series"] for header in self._images}
+        }  # fmt: skip
+        everything = np.concatenate(list(spans.values()))
+        found = {}
+        for series, rows in sorted(spans.items()):
+            begins, ends, scans = rows.T[:, :, None]
+            met = ((everything[:, 0] < ends) & (everything[:, 1] > begins) & (everything[:, 2] != scans)).any(1)
+            took = rows[:, 1] - rows[:, 0]
+            found[series] = {"share": round(float(met.mean()), 3)}
+            for name, kind in (("p95_s", met), ("p95_s_of_others", ~met)):
+                if kind.any():
+                    found[series][name] = round(float(np.percentile(took[kind], 95)), 3)
+        return found
 
     def _watch(self, daemon: MeasuredDaemon, begun: float) -> None:
         while not self._done.wait(1.0):

@@ -26,6 +26,7 @@ class Crew:
     on_report: called with each report and its payload. on_start: called when a fresh worker waits to be told of every
     scan. on_death: called when one that had been told of them died or was killed, before the next starts: one that dies
     earlier died of no scan. on_false_start: called instead of it then, with how many in succession have.
+    is_wanted: False has `run` wait for `want` before it starts the first.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Crew:
         on_death: Callable[[], None],
         module: str = "edge.worker",
         on_false_start: Callable[[int], None] = lambda n: None,
+        is_wanted: bool = True,
     ) -> None:
         self.pid: int | None = None
         self._settings = settings
@@ -51,6 +53,19 @@ class Crew:
         self._heard_at = time.monotonic()
         self._is_stopping = False
         self._is_ready = False
+        self._wanted = asyncio.Event()
+        if is_wanted:
+            self._wanted.set()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there should be a worker: False until `want` where none was wanted at once."""
+        return self._wanted.is_set()
+
+    def want(self) -> None:
+        """Have `run` start the worker that it has been waiting with."""
+        self._heard_at = time.monotonic()
+        self._wanted.set()
 
     @property
     def silent_s(self) -> float:
@@ -70,7 +85,8 @@ class Crew:
         process.stdin.write(json.dumps({"do": do, "scan_id": scan_id, **fields}).encode() + b"\n")
 
     async def run(self) -> None:
-        """Keep a worker running until `stop`."""
+        """Keep a worker running, once it is wanted, until `stop`."""
+        await self._wanted.wait()
         while not self._is_stopping:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -104,6 +120,7 @@ class Crew:
     async def stop(self) -> None:
         """Let the worker end by itself for a moment, then kill it."""
         self._is_stopping = True
+        self._wanted.set()
         process = self._process
         if process is not None and process.stdin is not None:
             process.stdin.close()

@@ -95,7 +95,7 @@ class Daemon:
         self._notifier = Notifier()
         self._pulse = Pulse(
             lambda: self._settings, self._scans, self._ledger, self._spool, self._audit,
-            self._front, self._lanes.crews, self._triage, self._notifier, self._incoming,
+            self._front, self._lanes, self._triage, self._notifier, self._incoming,
         )  # fmt: skip
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
@@ -162,7 +162,7 @@ class Daemon:
         """A scan starts."""
         now = utc_now()
         self._ledger.open_scan(scan_id, now)
-        scan = self._scans[scan_id] = LiveScan(scan_id, session, now, self._lanes.freest())
+        scan = self._scans[scan_id] = LiveScan(scan_id, session, now, self._lanes.lane_for_scan())
         self._start(self._deliver(scan))
         self._open_at_worker(scan)
 
@@ -353,7 +353,7 @@ class Daemon:
                 continue
             received_at = row.received_at if row is not None else utc_now()
             self._ledger.open_scan(state.scan_id, received_at)
-            scan = LiveScan(state.scan_id, None, received_at, self._lanes.freest())
+            scan = LiveScan(state.scan_id, None, received_at, self._lanes.lane_for_scan())
             scan.ending, scan.reason = state.ending or "interrupted", state.reason
             scan.n_bytes = state.n_bytes
             self._ledger.end_scan(state.scan_id, scan.ending, scan.reason, state.n_bytes, 0)

@@ -1,4 +1,8 @@
-"""The processes that reconstruct, side by side: each has some of the scans, and a scan stays with one."""
+"""The processes that reconstruct, side by side: each has some of the scans, and a scan stays with one.
+
+One is there from the start. Another is started when a scan comes while each of those that were has one, which several
+scanners at once need and one does not; those started stay.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from edge.settings import Settings
 
 
 class Lanes:
-    """Keeps `worker.processes` of them, and knows which scan is whose."""
+    """Keeps up to `worker.processes` of them, and knows which scan is whose."""
 
     def __init__(
         self,
@@ -39,17 +43,30 @@ class Lanes:
             "identifiers": settings.alerts.identifiers,
         }
         self.crews = [
-            Crew(own, settings.worker.timeout_s, on_report, partial(on_start, lane), partial(on_death, lane))
+            Crew(
+                own, settings.worker.timeout_s, on_report, partial(on_start, lane), partial(on_death, lane),
+                is_wanted=lane == 0,
+            )
             for lane in range(settings.worker.processes)
-        ]
+        ]  # fmt: skip
+
+    @property
+    def wanted(self) -> list[Crew]:
+        """Those that were started; the others wait for scans that overlap."""
+        return [crew for crew in self.crews if crew.is_wanted]
 
     def scans_of(self, lane: int) -> list[LiveScan]:
         """Return the scans that a lane has not reconstructed yet."""
         return [scan for scan in self._scans.values() if scan.outcome is None and scan.lane == lane]
 
-    def freest(self) -> int:
-        """Return the lane that has the fewest scans."""
-        return min(range(len(self.crews)), key=lambda lane: len(self.scans_of(lane)))
+    def lane_for_scan(self) -> int:
+        """Return the lane for a scan that begins: one that has none, another process, or who has the fewest."""
+        n_started = len(self.wanted)
+        freest = min(range(n_started), key=lambda lane: len(self.scans_of(lane)))
+        if not self.scans_of(freest) or n_started == len(self.crews):
+            return freest
+        self.crews[n_started].want()  # told of its scans once it is ready
+        return n_started
 
     def order(self, scan: LiveScan, do: str, **fields: Any) -> None:
         """Give an order about a scan to whose it is."""

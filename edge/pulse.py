@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 
 from edge.audit import AuditTrail
-from edge.crew import Crew
 from edge.front import Front
 from edge.incoming import Incoming
+from edge.lanes import Lanes
 from edge.ledger import Ledger
 from edge.metrics import Metrics
 from edge.notify import Notifier
@@ -32,7 +32,7 @@ class Pulse:
         spool: Spool,
         audit: AuditTrail,
         front: Front,
-        crews: Sequence[Crew],
+        lanes: Lanes,
         triage: TriageCrew,
         notifier: Notifier,
         incoming: Incoming,
@@ -40,7 +40,7 @@ class Pulse:
         """settings: asked at each beat, as they may change."""
         self._settings, self._scans = settings, scans
         self._ledger, self._spool, self._audit = ledger, spool, audit
-        self._front, self._crews, self._triage = front, crews, triage
+        self._front, self._lanes, self._triage = front, lanes, triage
         self._notifier, self._incoming = notifier, incoming
 
     async def run(self) -> None:
@@ -62,14 +62,14 @@ class Pulse:
             if self._front.metrics is not None:
                 self._set_gauges(self._front.metrics)
                 self._front.metrics.set_energy(odometer.joules())
-            if all(crew.is_alive for crew in (*self._crews, self._triage.crew)):
+            if all(crew.is_alive for crew in (*self._lanes.wanted, self._triage.crew)):
                 self._notifier.alive(f"{len(self._scans)} scans, {self._front.desk.n_open} alerts open")
             await asyncio.sleep(min(heartbeat_s, _LONGEST_S))
 
     def _publish(self) -> None:
         fields = {
             "scans": len(self._scans),
-            "worker": all(crew.pid is not None for crew in self._crews),
+            "worker": all(crew.pid is not None for crew in self._lanes.wanted),
             "triage_waiting": self._triage.n_waiting,
             "alerts_open": self._front.desk.n_open,
             "deliveries_dead": sum(
@@ -85,8 +85,8 @@ class Pulse:
         metrics.set_gauges(
             scans=len(self._scans),
             series=self._incoming.n_open,
-            worker=all(crew.pid is not None for crew in self._crews),
-            silent_s=max(crew.silent_s for crew in self._crews),
+            worker=all(crew.pid is not None for crew in self._lanes.wanted),
+            silent_s=max(crew.silent_s for crew in self._lanes.wanted),
             triage=self._triage.crew.pid is not None,
             triage_waiting=self._triage.n_waiting,
             triage_s=self._triage.oldest_s(),

@@ -40,11 +40,11 @@ class MrdSettings:
 class WorkerSettings:
     """Reconstruction. `method` is one of `recon`'s; a process, of triage too, silent for `timeout_s` is restarted.
 
-    `processes`: how many reconstruct side by side, each some scans; for several scanners at once on several cores.
+    `processes`: how many may reconstruct side by side; another starts when scans overlap, so one scanner has one.
     """
 
     method: str = "auto"
-    processes: int = 1
+    processes: int = 4
     timeout_s: float = 120.0
     max_scan_mib: int = 8192
 

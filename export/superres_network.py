@@ -24,9 +24,9 @@ QUIET = 0.02  # noise over the image's scale at which its input is 0
 class Shape:
     """How large a network is; stored with its weights."""
 
-    fine: int = 56  # channels at half resolution
-    middle: int = 96  # at a quarter
-    coarse: int = 128  # at an eighth
+    fine: int = 48  # channels at half resolution
+    middle: int = 64  # at a quarter
+    coarse: int = 96  # at an eighth
 
 
 class Detail(nn.Module):

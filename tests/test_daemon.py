@@ -366,6 +366,39 @@ def test_several_scanners_at_once_each_get_their_own_images(
     stalled.close()
 
 
+def test_scans_one_after_the_other_need_one_worker(tmp_path: Path, small_scan: Path) -> None:
+    raw = open_raw(small_scan)
+    with DaemonProcess(tmp_path / "state", tmp_path / "log") as process:
+        heard = Listener(process.events)
+        for n in (1, 2):
+            assert replay(raw, process).problem == ""
+            heard.wait("scan.done", n=n)
+            assert len(process.child_pids("edge.worker")) == 1
+        heard.close()
+
+
+def test_no_more_workers_than_allowed_whatever_overlaps(tmp_path: Path, small_scan: Path) -> None:
+    raw = open_raw(small_scan)
+    (tmp_path / "scanside.toml").write_text("[worker]\nprocesses = 2\n")
+    replayed: list[Replayed] = []
+    with DaemonProcess(tmp_path / "state", tmp_path / "log", ["--config", str(tmp_path / "scanside.toml")]) as process:
+        heard = Listener(process.events)
+        due_s = [0.02 * n for n in range(len(raw.heads))]
+        threads = [
+            threading.Thread(target=lambda: replayed.append(replay(raw, process, due_s=due_s))) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        heard.wait("scan.started", n=4)
+        assert len(process.child_pids("edge.worker")) == 2
+        for thread in threads:
+            thread.join()
+        heard.wait("scan.done", n=4)
+        assert len(process.child_pids("edge.worker")) == 2
+        heard.close()
+    assert [(each.problem, len(each.images)) for each in replayed] == [("", 4)] * 4
+
+
 def test_two_workers_share_the_scans_and_one_dies_for_its_own(
     tmp_path: Path, small_scan: Path, undisturbed: np.ndarray
 ) -> None:
@@ -373,7 +406,7 @@ def test_two_workers_share_the_scans_and_one_dies_for_its_own(
     (tmp_path / "scanside.toml").write_text("[worker]\nprocesses = 2\n")
     replayed: list[Replayed] = []
     with DaemonProcess(state, tmp_path / "log", ["--config", str(tmp_path / "scanside.toml")]) as process:
-        _until(lambda: len(process.child_pids("edge.worker")) == 2)
+        _until(lambda: len(process.child_pids("edge.worker")) == 1)
         heard = Listener(process.events)
         due_s = [0.03 * n for n in range(len(raw.heads))]
         threads = [

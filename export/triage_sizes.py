@@ -31,7 +31,7 @@ from triage.measure import OUTLINE, Outline, Spread, outline
 from triage.score import plane_scores, probabilities
 
 MIN_ML = 1.0
-MIN_CASES = 8
+MIN_CASES = 20  # below 19 a conformal interval of 95 % does not exist
 FLOORS = {"volume_ml": 1.0, "diameter_mm": 3.0}
 FLOOR_MM2 = 100.0
 LEVELS = (OUTLINE, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)

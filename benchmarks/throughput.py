@@ -33,7 +33,6 @@ from recon.protocol import Protocol
 
 AXES = {"coils": [4, 8, 16, 32], "matrix": [128, 192, 256, 320], "slices": [2, 4, 8, 16]}
 QUICK_AXES = {"coils": [4, 8], "matrix": [96, 128], "slices": [1, 2]}
-_PROCESSES = ("daemon", "worker", "triage")
 _EPILOG = """examples:
   python -m benchmarks.throughput --json throughput.json --png throughput.png
   python -m benchmarks.throughput --scanners 1 16 --matrix 320 --scans 10
@@ -161,13 +160,20 @@ def power_law(points: Sequence[tuple[float, float]]) -> dict[str, float | None]:
     }
 
 
+def _processes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all processes that ran: workers are started as scans overlap."""
+    return sorted({name for row in rows for name in row["peak_mib"]})
+
+
 def _show(record: dict[str, Any]) -> None:
     console = Console(stderr=True, width=120)
+    rows = record["results"]["sustained"]
+    processes = _processes(rows)
     table = Table(title="one daemon, scanners that never pause")
-    for heading in ("scanners", "scans/h", "slices/h", "a scan, median s", *(f"{name} MiB" for name in _PROCESSES)):
+    for heading in ("scanners", "scans/h", "slices/h", "a scan, median s", *(f"{name} MiB" for name in processes)):
         table.add_column(heading, justify="right")
-    for row in record["results"]["sustained"]:
-        memory = [f"{row['peak_mib'].get(name, 0):.0f}" for name in _PROCESSES]
+    for row in rows:
+        memory = [f"{row['peak_mib'].get(name, 0):.0f}" for name in processes]
         words = (f"{row['scans_per_h']:.0f}", f"{row['slices_per_h']:.0f}", f"{row['scan']['p50_s']:.2f}")
         table.add_row(str(row["scanners"]), *words, *memory)
     console.print(table)
@@ -188,7 +194,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     notes = [f"{r['slices_per_h']:.0f} slices/h · {r['scans_per_h']:.0f} scans/h" for r in rows]
     memory: list[tuple[str, list[Segment]]] = []
     for r in rows:
-        peaks = {name: r["peak_mib"].get(name, 0.0) for name in _PROCESSES}
+        peaks = {name: r["peak_mib"].get(name, 0.0) for name in _processes(rows)}
         memory.append((counted(r["scanners"], "scanner"), stacked(peaks)))
     panels: list[ChartPanel] = [
         Bars("Sustained", rates, "slices/h", notes, legend=False),

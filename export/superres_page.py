@@ -14,7 +14,8 @@ def card_page(card: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     if results["model_sha256"] != card["sha256"]:
         raise ValueError("the record was made with other weights; run benchmarks.super_resolution again")
     trained, cost = card["training"], results["cost"]
-    slices = ", ".join(f"{n} of {name}" for name, n in trained["single_slices"].items())
+    counts = ", ".join(f"{n} of {name}" for name, n in trained["single_slices"].items())
+    slices = f" and single slices of patients ({counts})" if counts else ""
     sets = "; ".join(f"{each['what']}, {each['licence']}" for each in trained["sets"].values())
     lines = [
         f"# {card['name']} {card['version']}",
@@ -24,7 +25,7 @@ def card_page(card: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         "",
         f"sha256 `{card['sha256']}`, {card['parameters']:,} parameters, ONNX opset {card['opset']}, float32.",
         f"Trained for {trained['minutes']:g} minutes ({trained['steps']:,} steps) on {trained['volumes']} volumes of "
-        f"{trained['subjects']} subjects and single slices of patients ({slices}). Sets: {sets}.",
+        f"{trained['subjects']} subjects{slices}. Sets: {sets}.",
         "",
         f"Figures: `python -m benchmarks.super_resolution`, {record['at'][:10]}, commit {record['commit']}, on",
         "subjects that no training saw. Intervals are 95 %, by bootstrap over slices: there are too few subjects.",

@@ -37,8 +37,10 @@ from triage.brain import brain_masks
 from triage.gate import (
     MANY,
     MIN_AREA_MM2,
+    SIMILAR,
     Gate,
     Kind,
+    describe_exam,
     describe_plane,
     fit_kind,
     gate_json,
@@ -66,16 +68,19 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6, help="simulated heads, each on every contrast (%(default)s)")
     parser.add_argument("--cache", type=Path, metavar="FILE", help="descriptions so far, JSON lines, to go on from")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder (default: the package's assets)")
-    parser.add_argument("--artefacts-only", action="store_true", help="keep the rest of the gate.json in that folder")
+    parser.add_argument("--only", choices=("artefacts", "sure"), help="keep the rest of the gate.json in that folder")
     args = parser.parse_args()
     path = args.out / "gate.json"
     made_by = f"python -m export.triage_gate --planes DIR --heads {args.heads}"
-    if args.artefacts_only:
+    if args.only:
         content = json.loads(path.read_text("utf-8"))
-        gate, made_by = read_gate(content), f"{content['made_by'].split(';')[0]}; artefacts with {args.heads} heads"
+        gate, made_by = read_gate(content), content["made_by"]
     else:
         gate = fit(described(args.planes, args.heads, args.cache))
-    gate = replace(gate, artefacts=fit_artefacts(args.planes, args.heads))
+    if args.only != "sure":
+        gate = replace(gate, artefacts=fit_artefacts(args.planes, args.heads))
+    if args.only != "artefacts":
+        gate = replace(gate, sure=fit_sure(gate, args.planes))
     args.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"made_by": made_by, **gate_json(gate)}) + "\n", "utf-8")
     for name, kinds in gate.kinds.items():
@@ -117,6 +122,21 @@ def fit(rows: list[Row]) -> Gate:
         if len(of) >= MIN_PLANES:
             kinds[contrast].append(fit_kind(np.array(of)))
     return Gate({name: tuple(each) for name, each in kinds.items()}, MARGIN, MARGIN_OF_FEW)
+
+
+def fit_sure(gate: Gate, folder: Path) -> dict[str, float]:
+    """Return by how much each contrast must lead before something is ruled out by it, in log odds.
+
+    It is MARGIN more than the lead of any training subject's volume under a wrong label.
+    """
+    sure = dict.fromkeys(gate.kinds, MARGIN)
+    for true, images, brain, kind in _series(folder):
+        if kind == "exam":
+            numbers = describe_exam(images, brain)
+            for contrast in gate.kinds:
+                if not any({contrast, true} <= group for group in ({true}, *SIMILAR)):
+                    sure[contrast] = max(sure[contrast], gate.lead(contrast, numbers)[0] + MARGIN)
+    return sure
 
 
 def fit_artefacts(folder: Path, n_heads: int) -> Artefacts:

@@ -203,12 +203,12 @@ def test_noise_air_and_broken_voxels_are_not_assessed() -> None:
 def test_a_doubtful_label_rules_nothing_out_and_may_still_be_flagged() -> None:
     class Doubtful(Gate):
         def look(self, planes: Planes, contrast: str) -> tuple[str, str]:
-            return "", "labelled flair, and looks as much like t2"
+            return "", "labelled flair, and looks nearly as much like t2"
 
     tools = Tools((fake_model(),), Doubtful({}, 0.0, 0.0))
     clear, lesion = (assess_series(head(lesion=level), "flair", tools, SITE) for level in (0.0, 3.0))
     assert states(clear) == {"infarct": State.NOT_ASSESSED}
-    assert reason(clear) == "labelled flair, and looks as much like t2"
+    assert reason(clear) == "labelled flair, and looks nearly as much like t2"
     assert states(lesion) == {"infarct": State.FLAGGED}
 
 

@@ -17,7 +17,7 @@ from recon.head import make_head
 from tests.fake_triage import head
 from triage.brain import brain_masks
 from triage.findings import Measurement
-from triage.gate import Gate, describe_plane, fit_kind, gate_json, most_of_brain, read_gate
+from triage.gate import Gate, describe_exam, fit_kind, gate_json, most_of_brain, read_gate
 from triage.measure import (
     INDEX,
     SHIFT,
@@ -172,15 +172,21 @@ def test_spreads_and_gate_are_read_back() -> None:
     assert read_spreads(content)[SHIFT]["t1"] == Spread(1, 0.5, 0, 2)
     shown = most_of_brain(prepare(head().data, head().geometry).inputs[:, 0])
     assert shown is not None
-    numbers = np.mean([describe_plane(*each) for each in zip(*shown, strict=True)], axis=0)
+    numbers = describe_exam(*shown)
     rng = np.random.default_rng(0)
     near = fit_kind(numbers + 0.05 * rng.standard_normal((60, len(numbers))))
     far = fit_kind(numbers + 3 + 0.05 * rng.standard_normal((60, len(numbers))))
     gate = read_gate(gate_json(Gate({"flair": (near,), "t2": (far,)}, 1.0, 3.0)))
     planes = prepare(head().data, head().geometry)
     assert gate.look(planes, "flair") == ("", "")
+    doubt = "labelled flair, and looks nearly as much like t2"
     beside = Gate({"flair": (near,), "t2": (near,)}, 1.0, 3.0)
-    assert beside.look(planes, "flair") == ("", "labelled flair, and looks as much like t2")
+    assert beside.look(planes, "flair") == ("", doubt)
+    lead, rival = gate.lead("flair", numbers)
+    assert rival == "t2"
+    for more, said in ((-0.1, ""), (0.1, doubt)):
+        asked = read_gate(gate_json(Gate(gate.kinds, 1.0, 3.0, sure={"flair": lead + more})))
+        assert asked.look(planes, "flair") == ("", said)
     assert "unlike t2" in gate.refusal(planes, "t2")
     assert "cannot be checked" in gate.refusal(planes, "dwi")
 

@@ -9,7 +9,7 @@ Source: Lee et al., NeurIPS 31:7167 (2018), class-conditional Gaussians and thei
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,15 @@ class Gate:
     """Kinds by contrast (with and without skull, real and simulated), and how much likelier another contrast must be
     before the label is doubted, in log odds: of an exam of MANY planes and more, and of fewer.
 
-    artefacts: what no head shows; None looks for none.
+    sure: by contrast, how much likelier than every other it must be, in log odds, for an exam of which something may be
+    ruled out; `margin` where none is given. artefacts: what no head shows; None looks for none.
     """
 
     kinds: Mapping[str, tuple[Kind, ...]]
     margin: float
     margin_of_few: float
     artefacts: Artefacts | None = None
+    sure: Mapping[str, float] = field(default_factory=dict)
 
     def refusal(self, planes: Planes, contrast: str) -> str:
         """Return why the series must not be assessed as `contrast`; "" where it may."""
@@ -80,7 +82,7 @@ class Gate:
         """Return why the series must not be assessed as `contrast`, and why nothing may be ruled out by it; "" for no.
 
         Between a label that is let through and one that is beyond doubt lie series of many planes whose contrast is
-        not likelier than every other by the margin.
+        not likelier than every other by what `sure` asks for.
         """
         if not planes.is_usable.any():
             return "no head was found in the images", ""
@@ -90,7 +92,7 @@ class Gate:
         shown = most_of_brain(planes.inputs[:, 0])
         if shown is None:
             return "no brain was found in the images", ""
-        numbers = np.mean([describe_plane(*each) for each in zip(*shown, strict=True)], axis=0)
+        numbers = describe_exam(*shown)
         nearest = min(kinds, key=lambda kind: kind.distance(numbers) / kind.limit)
         away = nearest.distance(numbers)
         is_exam = int(planes.is_usable.sum()) >= MANY
@@ -99,19 +101,29 @@ class Gate:
             worst = _most_unusual(numbers, nearest)
             return f"unlike {contrast} images of heads (distance {away:.1f}, {limit:.1f} is the most; {worst})", ""
         margin = self.margin if is_exam else self.margin_of_few
-        own, doubt = self._unlikeliness(contrast, numbers), ""
-        for name in self.kinds:
-            if name == contrast or any({name, contrast} <= group for group in SIMILAR):
-                continue
-            lead = self._unlikeliness(name, numbers) - own
-            if lead < -2 * margin:
-                return f"labelled {contrast}, and looks like {name}", ""
-            if is_exam and lead < 2 * margin:
-                doubt = f"labelled {contrast}, and looks as much like {name}"
+        lead, rival = self.lead(contrast, numbers)
+        if lead < -margin:
+            return f"labelled {contrast}, and looks like {rival}", ""
+        doubt = ""
+        if is_exam and lead < self.sure.get(contrast, margin):
+            doubt = f"labelled {contrast}, and looks nearly as much like {rival}"
         return "" if self.artefacts is None else self.artefacts.refusal(*shown, contrast, is_exam), doubt
+
+    def lead(self, contrast: str, numbers: Array) -> tuple[float, str]:
+        """Return by how much, in log odds, `contrast` is likelier than every other that can be told apart, and which
+        comes nearest; infinity and "" where there is no other."""
+        rivals = [(self._unlikeliness(name, numbers), name) for name in self.kinds if not _are_similar(name, contrast)]
+        if not rivals:
+            return np.inf, ""
+        least, rival = min(rivals)
+        return (least - self._unlikeliness(contrast, numbers)) / 2, rival
 
     def _unlikeliness(self, contrast: str, numbers: Array) -> float:
         return min(kind.unlikeliness(numbers) for kind in self.kinds[contrast])
+
+
+def _are_similar(name: str, other: str) -> bool:
+    return name == other or any({name, other} <= group for group in SIMILAR)
 
 
 def most_of_brain(images: Array) -> tuple[Array, Array] | None:
@@ -127,6 +139,11 @@ def most_of_brain(images: Array) -> tuple[Array, Array] | None:
     if len(chosen) > MOST:
         chosen = chosen[np.linspace(0, len(chosen) - 1, MOST).astype(int)]
     return images[chosen], brain[chosen]
+
+
+def describe_exam(images: Array, brain: Array) -> Array:
+    """Return the mean of the planes' numbers, float64 (number,)."""
+    return np.mean([describe_plane(*each) for each in zip(images, brain, strict=True)], axis=0)
 
 
 def describe_plane(image: Array, brain: Array) -> Array:
@@ -199,7 +216,8 @@ def read_gate(content: Mapping[str, Any]) -> Gate:
             for name, each in content["kinds"].items()
         }
         artefacts = read_artefacts(content["artefacts"]) if "artefacts" in content else None
-        return Gate(kinds, float(content["margin"]), float(content["margin_of_few"]), artefacts)
+        sure = {name: float(lead) for name, lead in content["sure"].items()}
+        return Gate(kinds, float(content["margin"]), float(content["margin_of_few"]), artefacts, sure)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"gate.json cannot be read: {type(error).__name__}") from error
 
@@ -212,6 +230,7 @@ def gate_json(gate: Gate) -> dict[str, Any]:
         "names": list(NAMES),
         "margin": gate.margin,
         "margin_of_few": gate.margin_of_few,
+        "sure": {name: round(lead, 3) for name, lead in gate.sure.items()},
         "kinds": {
             name: [
                 {

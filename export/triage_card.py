@@ -39,7 +39,7 @@ from export.triage_statistics import (
     words,
 )
 from export.triage_train import load_triage
-from export.triage_validation import Cases, evaluate, held_out, visibility, volumes_without
+from export.triage_validation import Case, Cases, evaluate, held_out, visibility, volumes_without
 from recon.arrays import Array
 from triage.card import CALIBRATION, EVIDENCE
 from triage.preprocess import SIZE, STEP_MM
@@ -151,9 +151,8 @@ def _contrast(
     if evidence == "real" and slices.is_positive.all():  # tumours alone: heads without one are another set's
         slices = results.where(published | (~results.is_exam & ~results.is_positive))
     exams = composites(results)
-    volumes = volumes_without(contrast, planes)
-    highest = evaluate(session, volumes)[0].score if volumes else np.full(1, -np.inf)
-    floor = float(highest.max()) + ABOVE
+    highest = {is_other: _highest(session, volumes_without(contrast, planes, is_other)) for is_other in (False, True)}
+    floor = max(float(each.max(initial=-np.inf)) for each in highest.values()) + ABOVE
     one, exam = _decision(slices, 0.0), _decision(exams, EXAM_SPECIFICITY, floor)
     n_planes = [len(each.images) for each in cases]
     is_plain = np.repeat([not each.is_simulated or each.group.startswith("head-") for each in cases], n_planes)
@@ -182,15 +181,14 @@ def _contrast(
     if (~exams.is_simulated).any():
         heads = results.where(results.is_exam)
         out["metrics"]["simulated_exams"] = {"of": "simulated", **_summary(heads, exams, EXAM_SPECIFICITY, floor)}
-    if volumes:
-        others = volumes_without(contrast, planes, is_held_out=True)
+    if len(highest[False]):
         chosen = balanced_threshold(exams.score, exams.is_positive, EXAM_SPECIFICITY)
+        without_others = max(chosen, float(highest[False].max()) + ABOVE)
         out["volumes_without"] = {
-            "training": len(volumes),
-            "flagged": int((highest >= max(chosen, floor)).sum()),
+            "training": len(highest[False]),
             "set_the_point": floor > chosen,
-            "held_out": len(others),
-            "held_out_flagged": int((evaluate(session, others)[0].score >= max(chosen, floor)).sum()) if others else 0,
+            "held_out": len(highest[True]),
+            "held_out_flagged": int((highest[True] >= without_others).sum()),
         }
     if evidence == "real":
         simulated = results.where(results.is_simulated & ~results.is_exam)
@@ -198,6 +196,11 @@ def _contrast(
         out["metrics"]["reconstructed"] = _by_factor(results.where(is_real & (results.factor > 0)), slices)
         out["checks"] = check(session, cases)
     return out
+
+
+def _highest(session: Any, volumes: list[Case]) -> Array:
+    """Return the score of each volume, float64 (volume,)."""
+    return evaluate(session, volumes)[0].score if volumes else np.empty(0)
 
 
 def _of(slices: Cases) -> str:

@@ -113,6 +113,14 @@ def test_p_values_count_the_new_case_too() -> None:
     assert conformal_set(0.0, cases, 0.2) == (PRESENT, ABSENT)
 
 
+def test_an_empty_set_keeps_the_finding_where_it_is_the_likelier_answer_and_never_its_absence() -> None:
+    cases = HeldOut(np.arange(3.0, 23.0), np.arange(-50.0, 0.0))
+    assert conformal_set(3.5, cases, 0.1) == (PRESENT,)  # 2 of 21 with the finding score as little, 1 of 51 as much
+    assert conformal_set(2.5, cases, 0.1) == (PRESENT,)
+    few = HeldOut(np.arange(3.0, 53.0), np.arange(-20.0, 0.0))
+    assert conformal_set(2.5, few, 0.1) == ()
+
+
 def test_a_single_slice_is_compared_with_slices() -> None:
     calibration = TOOLS.models[0].calibrations["flair"]
     shifted = replace(calibration, score=np.where(calibration.is_exam, calibration.score + 3, calibration.score))
@@ -179,7 +187,8 @@ def test_what_was_not_measured_is_refused_by_its_type() -> None:
         ("flair", Tools((fake_model(network=Brightness(fails=True)),)), "failed: backend"),
         ("flair", Tools((fake_model(network=Brightness(feature=99.0)),)), "unlike the images"),
         ("flair", Tools((fake_model(present=(-20.0, 6.0), absent=(-20.0, 8.0)),)), "ambiguous"),
-        ("flair", Tools((fake_model(present=(-2.0, -1.0), absent=(-20, -15)),)), "neither"),
+        ("flair", Tools((fake_model(present=(6.0, 8.0), absent=(-20, -15)),)), "neither"),
+        ("flair", Tools((fake_model(present=(-20.0, 8.0), absent=(-40, -30)),)), "below the operating point"),
     ],
 )
 def test_why_not_assessed(contrast: str, tools: Tools, words: str) -> None:

@@ -261,8 +261,10 @@ def _decide(
     if probability >= decision.threshold:
         reason = "above the operating point, and yet not like the cases with the finding"
     elif answers != (ABSENT,):
-        reason = "ambiguous at the site's α" if answers else "like neither the cases with the finding nor those without"
-        reason = f"conformal set {reason}" if answers else reason
+        reason = {
+            (): "like neither the cases with the finding nor those without",
+            (PRESENT,): "below the operating point, and yet like the cases with the finding alone",
+        }.get(answers, "conformal set ambiguous at the site's α")
     else:
         reason = _too_little(planes, site)
         if not reason:

@@ -58,6 +58,11 @@ def p_values(score: float, cases: HeldOut) -> tuple[float, float]:
 
 
 def conformal_set(score: float, cases: HeldOut, alpha: float) -> tuple[str, ...]:
-    """Return which of PRESENT and ABSENT remain at level `alpha`; both: ambiguous; none: like neither class."""
+    """Return which of PRESENT and ABSENT remain at level `alpha`; both: ambiguous; none: like neither class.
+
+    Where none would remain and the score is less unusual with the finding than without, PRESENT stays: a set that
+    grows keeps its promise. ABSENT is not given back like that.
+    """
     found = p_values(score, cases)
-    return tuple(answer for answer, p in zip((PRESENT, ABSENT), found, strict=True) if p > alpha)
+    answers = tuple(answer for answer, p in zip((PRESENT, ABSENT), found, strict=True) if p > alpha)
+    return (PRESENT,) if not answers and found[0] > found[1] else answers

@@ -21,7 +21,7 @@ SURE = 8.0
 # Of the power of the coil at the upper quartile, noise taken off, with three standard deviations for what noise may
 # hide. Clean scans: 0.03 and more in 30 real ones; below this in 1 of 330 simulated ones, whose coil sees nothing.
 SILENT = 0.003
-MIN_LINES = 4
+MIN_LINES = 4  # at the edge of k-space one line by itself may be far from what a solved image has there
 _ENDS = 16  # without noise readouts the noise is taken from the first and the last 16th of the readouts
 _N_NOISE = 2500  # samples that a measured noise level rests on, at least
 _TINY = 1e-30
@@ -66,6 +66,7 @@ def _unlike(expected: Array, measured: Array, noise: Array) -> _Found:
     power = _to_last((expected.real**2 + expected.imag**2).sum(2) / noise)
     gain = agreed / np.maximum(power, _TINY)
     is_dead = (gain < GAIN) & (np.sqrt(2 * power) > SURE)
+    is_dead[:, is_dead.shape[1] - MIN_LINES + 1 :] = False
     out: _Found = {}
     for coil in np.flatnonzero(is_dead.any(1)):
         first = int(is_dead[coil].argmax())

@@ -11,7 +11,7 @@ from export.slices import Slice
 from export.trials import KEY, Setting, Stream, draw_subject, read
 from recon.assemble import Assembler
 from recon.coil_watch import CoilFault
-from recon.dead_coils import GAIN, SILENT, find_dead
+from recon.dead_coils import GAIN, MIN_LINES, SILENT, find_dead
 from recon.line_checks import LineChecks
 from recon.line_faults import Kind
 from recon.reconstruct import reconstruct_classical, sense_coils
@@ -102,3 +102,11 @@ def test_a_coil_is_named_once() -> None:
     assert [each.coil for each in checks.note_dead([fault], KEY)] == [2]
     assert checks.note_dead([fault], KEY) == []
     assert checks.report().counts == {Kind.DEAD_COIL: 1}
+
+
+def test_what_is_silent_in_the_last_lines_alone_is_not_called_dead() -> None:
+    stream = scan_of(setting=SETTING._replace(order="sequential", sigma=0.002))
+    n = len(stream.acquisitions)
+    assert found(silenced(stream, 1, n - MIN_LINES + 1)) == []
+    (fault,) = found(silenced(stream, 1, n - 2 * MIN_LINES))
+    assert fault.coil == 1

@@ -92,9 +92,11 @@ def test_a_record_takes_new_milliseconds_of_its_own_weights_only(tmp_path: Path)
 
 
 def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
+    trained = {"minutes": 1.0, "steps": 10, "volumes": 2, "subjects": 1, "single_slices": {"stroke_flair": 7},
+               "sets": {"brain": {"what": "a set", "licence": "CC0"}}}  # fmt: skip
     card: dict[str, Any] = {
         "name": "n", "version": "1", "sha256": "a", "parameters": 5, "opset": 17, "limits": ["a limit"],
-        "training": {"minutes": 1.0, "steps": 10, "volumes": 2, "subjects": 1, "set": "a set"},
+        "training": trained,
     }  # fmt: skip
     results = {
         "model_sha256": "a",
@@ -111,6 +113,12 @@ def test_the_card_takes_the_record_of_its_own_weights_only() -> None:
     assert "Not for diagnostic use" in page
     assert "| noise | yes | 0.1 % |" in page
     assert "- a limit" in page
+    assert "1 subjects and single slices of patients (7 of stroke_flair). Sets: a set, CC0." in page
+    without = card_page(
+        {**card, "training": {**trained, "single_slices": {}}},
+        {"results": results, "at": "2024-01-02T00:00:00", "commit": "abc"},
+    )
+    assert "1 subjects. Sets: a set, CC0." in without
     short = {"contrast": "T1w", "psnr_gain": 0.5, "further": {"cut_off": 0.1}}
     assert len(superres_page._short([short])) == 2
     with pytest.raises(ValueError, match="other weights"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -40,10 +41,16 @@ class Tried(NamedTuple):
 
 
 class ScanNetwork:
-    """The network of one scan: an engine where its profile has one, `base` where not; see `recon.network.Network`."""
+    """The network of one scan: an engine where its profile has one, `base` where not; see `recon.network.Network`.
 
-    def __init__(self, card: Card, engines: Mapping[Profile, Network], base: Network | None) -> None:
+    thread: runs it, while the caller waits; None for the caller's own.
+    """
+
+    def __init__(
+        self, card: Card, engines: Mapping[Profile, Network], base: Network | None, thread: Executor | None = None
+    ) -> None:
         self.card = card if base is None else base.card
+        self._thread = thread
         self.missing: set[Profile] = set()
         self._engines, self._base = dict(engines), base
         self.backend = base.backend if base is not None else next((e.backend for e in engines.values()), "tensorrt")
@@ -60,7 +67,7 @@ class ScanNetwork:
         if network is None:
             raise BackendError(f"there is no engine for {profile.name} yet; scanside engines build makes one")
         self.backend, self.card = network.backend, network.card
-        return network.run(inputs)
+        return network.run(inputs) if self._thread is None else self._thread.submit(network.run, inputs).result()
 
     def close(self) -> None:
         """The networks are the supply's, which closes them."""
@@ -75,10 +82,12 @@ class Supply:
         backend: str = "auto",
         engines: Path | None = None,
         precision: str = "auto",
+        thread: Executor | None = None,
     ) -> None:
         """Open what `backend` names, "auto" the best that works; `engines` is where engines are kept (None: none).
 
         precision: of the convolutions; "auto" takes float16 in engines and float32 everywhere else.
+        thread: runs the networks of scans; None for the thread that asks for their answer.
         Raises ModelError for a folder that cannot be used, BackendError where nothing here can run it.
         """
         if backend not in BACKENDS:
@@ -89,6 +98,7 @@ class Supply:
         model_file(folder, self.card, self._of_runtime)
         self.tried: list[Tried] = []
         self._folder = folder
+        self._thread = thread
         self._cache = None if engines is None else EngineCache(engines)
         self._device: Any = None
         self._base: Network | None = None
@@ -126,7 +136,7 @@ class Supply:
 
     def network(self) -> ScanNetwork:
         """Return the network for one scan: it stays the same while the scan lasts."""
-        network = ScanNetwork(self.card, self._ready, self._base)
+        network = ScanNetwork(self.card, self._ready, self._base, self._thread)
         self._given.append(network)
         return network
 

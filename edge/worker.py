@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -27,6 +28,7 @@ from edge.crash import log_crashes
 from edge.header import read_header
 from edge.model import RECONSTRUCTION
 from edge.mrd import Limits, Message, MessageId, Readout, read_acquisition, read_bytes
+from edge.priority import lowered
 from edge.pseudonym import exam_keys
 from edge.recall import describe
 from edge.reports import Reports
@@ -43,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _TURN = 64  # messages that one scan may take before the others have theirs
 _BEAT_S = 1.0
+# Where several processes want few cores: classical images first, then the network's, maps and verdicts after them.
+_NETWORK_NICE, _AHEAD_NICE = 5, 10
 
 
 class OpenScan:
@@ -195,13 +199,13 @@ class OpenScan:
             again.close()
 
 
-def _open_supply(settings: dict[str, Any]) -> tuple[Supply | None, str]:
-    """Return what hands out reconstruction networks, or None and why there is none."""
+def _open_supply(settings: dict[str, Any], thread: Executor) -> tuple[Supply | None, str]:
+    """Return what hands out reconstruction networks that `thread` runs, or None and why there is none."""
     if settings["method"] not in ("auto", "network"):
         return None, ""
     try:
         folder = Path(settings["model"] or RECONSTRUCTION)
-        supply = Supply(folder, settings["backend"], Path(settings["engines"]), settings["precision"])
+        supply = Supply(folder, settings["backend"], Path(settings["engines"]), settings["precision"], thread)
     except ScanError as error:
         log.warning("network not available code=%s", error.code)
         return None, str(error)
@@ -222,7 +226,9 @@ class Worker:
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reports = Reports(out)
         self._settings = settings
-        self._supply, self._no_network = _open_supply(settings)
+        self._ahead = lowered("ahead", _AHEAD_NICE)
+        network = lowered("network", _NETWORK_NICE)  # opened there, too: the runtime's threads inherit its niceness
+        self._supply, self._no_network = network.submit(_open_supply, settings, network).result()
         self._scans: dict[str, OpenScan] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
@@ -286,7 +292,7 @@ class Worker:
         return was_busy
 
     def _work_ahead(self) -> bool:
-        return any(self._scans[scan_id].work_ahead() for scan_id in self._ring)
+        return any(self._ahead.submit(self._scans[scan_id].work_ahead).result() for scan_id in self._ring)
 
     def _forget(self, scan_id: str) -> None:
         self._ring.remove(scan_id)

@@ -87,7 +87,7 @@ class Supply:
         """Open what `backend` names, "auto" the best that works; `engines` is where engines are kept (None: none).
 
         precision: of the convolutions; "auto" takes float16 in engines and float32 everywhere else.
-        thread: runs the networks of scans; None for the thread that asks for their answer.
+        thread: runs the networks of scans on the host; None for the thread that asks for their answer.
         Raises ModelError for a folder that cannot be used, BackendError where nothing here can run it.
         """
         if backend not in BACKENDS:
@@ -136,7 +136,8 @@ class Supply:
 
     def network(self) -> ScanNetwork:
         """Return the network for one scan: it stays the same while the scan lasts."""
-        network = ScanNetwork(self.card, self._ready, self._base, self._thread)
+        thread = self._thread if self.arrays is None else None  # a device's arrays stay with the caller's
+        network = ScanNetwork(self.card, self._ready, self._base, thread)
         self._given.append(network)
         return network
 

@@ -226,9 +226,10 @@ class Worker:
         self._orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reports = Reports(out)
         self._settings = settings
-        self._ahead = lowered("ahead", _AHEAD_NICE)
         network = lowered("network", _NETWORK_NICE)  # opened there, too: the runtime's threads inherit its niceness
         self._supply, self._no_network = network.submit(_open_supply, settings, network).result()
+        on_host = self._supply is None or self._supply.arrays is None  # a device's arrays stay with one thread
+        self._ahead = lowered("ahead", _AHEAD_NICE) if on_host else None
         self._scans: dict[str, OpenScan] = {}
         self._ring: deque[str] = deque()
         threading.Thread(target=self._listen, args=(orders,), daemon=True).start()
@@ -292,7 +293,11 @@ class Worker:
         return was_busy
 
     def _work_ahead(self) -> bool:
-        return any(self._ahead.submit(self._scans[scan_id].work_ahead).result() for scan_id in self._ring)
+        for scan_id in self._ring:
+            work = self._scans[scan_id].work_ahead
+            if work() if self._ahead is None else self._ahead.submit(work).result():
+                return True
+        return False
 
     def _forget(self, scan_id: str) -> None:
         self._ring.remove(scan_id)
